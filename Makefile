@@ -1,0 +1,64 @@
+# Two commands do everything: `make demo` and `make test`. Each installs what it needs into .venv, once.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OUT    ?= holdfast-out/demo
+
+# The tests use small tensors: one thread per worker and a worker per core beats many threads.
+WORKERS ?= auto
+
+.PHONY: demo test lint types layers check test-slow prove-smoke docs evidence bench clean help
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
+
+$(VENV)/.core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "torch>=2.6,<2.14"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP) --editable ".[bench]"
+	@touch $@
+
+demo: $(VENV)/.core  ## audit the bundled digits model on bundled real data
+	$(BIN)/holdfast audit --model zoo:digits-convnet --data digits --profile quick --out $(OUT)
+
+test: lint types layers check  ## lint, type-check, and run the fast tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+layers: $(VENV)/.test
+	$(BIN)/lint-imports
+
+check: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-slow: $(VENV)/.test  ## the long acceptance tests
+	$(BIN)/python -m pytest -q -m slow
+
+docs: $(VENV)/.docs  ## build the documentation site, strictly
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.bench  ## time holdfast against the peers
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove everything made here
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,24 @@
+"""What every test shares: caches of their own, and calm property tests."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines that run the tests are small and shared: no deadlines, and the same examples every time.
+settings.register_profile(
+    "calm", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "calm"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Tests never read or write the user's cache."""
+    previous = os.environ.get("HOLDFAST_CACHE")
+    os.environ["HOLDFAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if previous is None:
+        del os.environ["HOLDFAST_CACHE"]
+    else:
+        os.environ["HOLDFAST_CACHE"] = previous
