@@ -35,13 +35,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _friendly(error, path) from error
     os.close(handle)
-    # mkstemp makes files private; what we publish takes the permissions a plain open() would give.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)
     temporary = Path(name)
     try:
         yield temporary
+        # mkstemp makes files private, and so do some writers that replace it; what we publish takes the permissions
+        # that a plain open() would give.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,0 +1,50 @@
+"""Models: reference architectures, loading and saving, the frozen forward and the feature tap, inspection, the zoo.
+
+A model is a plain `nn.Module` from float images in [0, 1] to logits. Nothing needs to be subclassed.
+"""
+
+from holdfast.models.build import architectures, build_model
+from holdfast.models.features import Features, classifier_head, extract, predict, tap
+from holdfast.models.freeze import NonDeterministic, check_model, frozen, full_precision
+from holdfast.models.gradients import sample_gradients
+from holdfast.models.inspection import Cost, LayerInfo, layers, measure
+from holdfast.models.load import load_model
+from holdfast.models.normalize import Normalize
+from holdfast.models.timing import Latency, latency
+from holdfast.models.twin import fast_twin
+from holdfast.models.weights import load_weights, read_weights, save_weights, weights_hash
+from holdfast.models.zoo import Measured, ZooCard, publish, zoo_card, zoo_names, zoo_weights
+
+__all__ = [
+    "Cost",
+    "Features",
+    "Latency",
+    "LayerInfo",
+    "Measured",
+    "NonDeterministic",
+    "Normalize",
+    "ZooCard",
+    "architectures",
+    "build_model",
+    "check_model",
+    "classifier_head",
+    "extract",
+    "fast_twin",
+    "frozen",
+    "full_precision",
+    "latency",
+    "layers",
+    "load_model",
+    "load_weights",
+    "measure",
+    "predict",
+    "publish",
+    "read_weights",
+    "sample_gradients",
+    "save_weights",
+    "tap",
+    "weights_hash",
+    "zoo_card",
+    "zoo_names",
+    "zoo_weights",
+]

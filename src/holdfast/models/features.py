@@ -1,0 +1,247 @@
+"""The feature tap: one pass over the images gives logits, penultimate features and any named layer's activations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from holdfast.data.images import Images
+from holdfast.errors import UserError, one_of
+from holdfast.models.freeze import frozen, full_precision
+from holdfast.run import Run
+
+__all__ = ["Features", "classifier_head", "extract", "predict", "tap"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What a model made of N images, on the CPU.
+
+    Args:
+        logits: float32 (N, K).
+        y: int64 (N,), the labels.
+        penultimate: float32 (N, D), the input of the model's last linear layer; ``None`` when its logits do not come
+            straight from one.
+        layers: float32 activations by module name; (N, C) where maps were averaged.
+    """
+
+    logits: Float[Tensor, "n k"]
+    y: Int64[Tensor, " n"]
+    penultimate: Float[Tensor, "n d"] | None = None
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits per image."""
+        return self.logits.shape[1]
+
+    @property
+    def predictions(self) -> Tensor:
+        """The class of the largest logit, int64 (N,)."""
+        return self.logits.argmax(1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, float32 (N, K)."""
+        return self.logits.softmax(1)
+
+    def select(self, which: Any) -> Features:
+        """The features of the images at the given positions, or where a boolean mask is true."""
+        return Features(
+            logits=self.logits[which],
+            y=self.y[which],
+            penultimate=None if self.penultimate is None else self.penultimate[which],
+            layers={name: values[which] for name, values in self.layers.items()},
+        )
+
+
+def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str] = (), pool: bool = True) -> Features:
+    """Pass the images once through the model, in float32, and keep what detectors need.
+
+    Memory on the device stays that of one batch of ``run.batch_size``; results gather on the CPU.
+
+    Args:
+        model: in any mode; it is lent through `frozen`.
+        images: N of them, at least one.
+        run: device, batch size, progress.
+        layers: names of submodules whose outputs to keep, as `torch.nn.Module.get_submodule` takes them. Of a module
+            used several times the last output is kept.
+        pool: average maps (N, C, H, W) over their pixels to (N, C); other shapes stay as they are.
+
+    Raises:
+        UserError: there are no images, a layer does not exist or does not return a tensor with one row per image, or
+            the model fails on the images.
+    """
+    if not len(images):
+        raise UserError(f"{images.name}: there are no images to pass through the model.")
+    store: dict[str, Tensor] = {}
+    done = 0
+    device = run.torch_device
+    with _inference(model, device), run.track(len(images), "features") as ticker:
+        head = classifier_head(model, next(images.batches(2, device))[0])
+        with tap(model, layers) as outputs, _tap_input(head) as inputs:
+            for x, _ in images.batches(run.batch_size, device):
+                seen = {"logits": logits_of(model, x)}
+                if head is not None:
+                    seen["penultimate"] = inputs[0]
+                for name in layers:
+                    seen[f"layer {name}"] = _rows(name, outputs.pop(name, None), len(x), pool)
+                for name, values in seen.items():
+                    if name not in store:
+                        store[name] = torch.empty((len(images), *values.shape[1:]))
+                    store[name][done : done + len(x)] = values
+                done += len(x)
+                ticker.advance(len(x))
+    return Features(
+        logits=store["logits"],
+        y=images.y,
+        penultimate=store.get("penultimate"),
+        layers={name: store[f"layer {name}"] for name in layers},
+    )
+
+
+def predict(model: nn.Module, images: Images, *, run: Run) -> Float[Tensor, "n k"]:
+    """The logits of all images, float32 (N, K) on the CPU; see `extract`."""
+    if not len(images):
+        raise UserError(f"{images.name}: there are no images to pass through the model.")
+    device = run.torch_device
+    with _inference(model, device), run.track(len(images), "predictions") as ticker:
+        parts = []
+        for x, _ in images.batches(run.batch_size, device):
+            parts.append(logits_of(model, x).float().cpu())
+            ticker.advance(len(x))
+    return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _inference(model: nn.Module, device: torch.device) -> Iterator[None]:
+    # no_grad rather than inference_mode: some models compute gradients in their own forward pass.
+    with frozen(model, device=device), torch.no_grad(), full_precision():
+        yield
+
+
+def logits_of(model: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+    """The model's output for a batch, verified to be one tensor of shape (N, K).
+
+    Raises:
+        UserError: the output is something else.
+    """
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"the model must return logits of shape ({len(x)}, classes) for {len(x)} images, got {got}.")
+    return logits
+
+
+@contextlib.contextmanager
+def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While the block runs, keep the latest output of the named submodules, with its autograd graph.
+
+    Yields:
+        A dictionary filled by each forward pass.
+
+    Raises:
+        UserError: there is no submodule of that name.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            if name not in modules or not name:
+                raise one_of("layer", name, (n for n in modules if n))
+
+            def keep(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                # A later in-place activation would write into this very tensor; an alias would show its result.
+                seen[name] = output.clone() if isinstance(output, Tensor) else output
+
+            handle = modules[name].register_forward_hook(keep)
+            stack.callback(handle.remove)
+        yield seen
+
+
+def classifier_head(model: nn.Module, example: Float[Tensor, "n c h w"] | None = None) -> nn.Linear | None:
+    """The linear layer whose output is the model's output, found by watching one forward pass.
+
+    Args:
+        model: in any mode; it is lent through `frozen`.
+        example: a few images on the model's device. By default zeros in the shape the model was built for, or, for a
+            model that does not say, in shapes guessed from its first layer.
+
+    Returns:
+        The layer, or ``None`` when the logits do not come straight from an `nn.Linear`.
+    """
+    if example is not None:
+        with frozen(model):
+            return _producer(model, example)
+    for guess in _examples(model):
+        try:
+            with frozen(model):
+                return _producer(model, guess)
+        except Exception:  # a guessed input: a stranger's model may refuse it in any way
+            continue
+    return None
+
+
+def _producer(model: nn.Module, example: Tensor) -> nn.Linear | None:
+    calls: list[tuple[nn.Linear, Tensor]] = []
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+
+                def note(module: nn.Module, inputs: Any, output: Any) -> None:
+                    calls.append((module, output.detach()))  # type: ignore[arg-type]
+
+                stack.callback(module.register_forward_hook(note).remove)
+        with torch.no_grad():
+            logits = logits_of(model, example)
+    for module, output in reversed(calls):
+        if output.shape == logits.shape and torch.equal(output.float(), logits.float()):
+            return module
+    return None
+
+
+def _examples(model: nn.Module) -> Iterator[Tensor]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    shape = getattr(model, "image_shape", None)
+    if shape is not None:
+        yield torch.zeros(2, *shape, device=device)
+        return
+    channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)][:1] or [3, 1]
+    for c in channels:
+        for side in (32, 28, 8, 64, 224):
+            yield torch.zeros(2, c, side, side, device=device)
+
+
+@contextlib.contextmanager
+def _tap_input(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The input of the module's latest call, in a list of one."""
+    seen: list[Tensor] = []
+    if module is None:
+        yield seen
+        return
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = [inputs[0].clone()]
+
+    handle = module.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _rows(name: str, values: object, count: int, pool: bool) -> Tensor:
+    if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != count:
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else got
+        raise UserError(f"the layer {name!r} must return a tensor with one row per image, got {got}.")
+    return values.mean((2, 3)) if pool and values.ndim == 4 else values
