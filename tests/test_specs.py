@@ -13,7 +13,8 @@ def test_a_bare_name_has_no_fields():
 
 
 def test_numbers_fractions_words_lists_and_nested_specs_are_values():
-    spec = parse("pgd-at(attack=pgd(eps=8/255, steps=3), norm=linf, weights=[1, .5, -2e-3], on=true, off=none, s='a b')")
+    text = "pgd-at(attack=pgd(eps=8/255, steps=3), norm=linf, weights=[1, .5, -2e-3], on=true, off=none, s='a b')"
+    spec = parse(text)
     assert spec.id == "pgd-at"
     assert spec.fields["attack"] == Spec("pgd", {"eps": 8 / 255, "steps": 3})
     assert spec.fields["weights"] == [1, 0.5, -2e-3]
@@ -23,8 +24,9 @@ def test_numbers_fractions_words_lists_and_nested_specs_are_values():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "(", "pgd(", "pgd)", "pgd(eps)", "pgd(eps=)", "pgd(eps=1", "pgd(eps=1,,a=2)", "pgd(eps=1 2)", "8/255", "a(b=1/0)",
-     "a(b=1/)", "pgd(eps=1)(x=2)", "pgd(eps=__import__('os'))x", "pgd(eps=1, eps=2)", "pgd(eps=1+1)", "a(b=[1)", "a(b=@)"],
+    ["", "(", "pgd(", "pgd)", "pgd(eps)", "pgd(eps=)", "pgd(eps=1", "pgd(eps=1,,a=2)", "pgd(eps=1 2)", "8/255",
+     "a(b=1/0)", "a(b=1/)", "pgd(eps=1)(x=2)", "pgd(eps=__import__('os'))x", "pgd(eps=1, eps=2)", "pgd(eps=1+1)",
+     "a(b=[1)", "a(b=@)"],
 )  # fmt: skip
 def test_malformed_specs_are_refused_with_one_sentence_and_an_example(text):
     with pytest.raises(UserError, match="pgd\\(eps=8/255, steps=20\\)") as caught:
@@ -44,9 +46,11 @@ values = st.recursive(
     | st.integers(-(10**12), 10**12)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text("abc '\"\\=,()[]/8", max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.builds(
-        Spec, st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True), st.dictionaries(st.sampled_from("pqr"), inner)
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.builds(
+            Spec, st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True), st.dictionaries(st.sampled_from("pqr"), inner)
+        )
     ),
     max_leaves=6,
 )

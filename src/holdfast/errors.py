@@ -18,11 +18,21 @@ class UserError(Exception):
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return ``" Did you mean 'pgd'?"`` when an option resembles `name`, else an empty string."""
-    close = difflib.get_close_matches(name.lower(), [o.lower() for o in options], n=1, cutoff=0.6)
+    wanted, originals = name.lower(), {option.lower(): option for option in options}
+    close = difflib.get_close_matches(wanted, originals, n=5, cutoff=0.6)
     if not close:
         return ""
-    original = next(o for o in options if o.lower() == close[0])
-    return f" Did you mean {original!r}?"
+    # Of equally close ones, that which begins alike: 'resnet21' is resnet20 rather than resnet32.
+    best = max(close, key=lambda option: (_similarity(wanted, option), _shared_start(wanted, option)))
+    return f" Did you mean {originals[best]!r}?"
+
+
+def _similarity(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _shared_start(a: str, b: str) -> int:
+    return next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
 
 
 def one_of(what: str, name: str, options: Iterable[str]) -> UserError:

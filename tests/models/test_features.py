@@ -52,7 +52,7 @@ def test_results_do_not_depend_on_the_batch_size(model, images):
 
 
 def test_unpooled_layers_keep_their_maps(model, images):
-    features = extract(model, images, run=Run(batch_size=16), layers=("layer2",), pool=False)
+    features = extract(model, images, run=Run(batch_size=16), layers=("layer2", "layer2"), pool=False)
     assert features.layers["layer2"].shape == (37, 8, 4, 4)
     chosen = features.select(features.y == 2)
     assert len(chosen) == len(chosen.layers["layer2"]) == len(chosen.penultimate) == int((images.y == 2).sum())

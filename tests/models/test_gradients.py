@@ -9,8 +9,8 @@ from holdfast.models import build_model, sample_gradients
 
 @pytest.mark.parametrize("name", ["resnet20(width=4)", "vit(dim=24, depth=1)"])
 def test_sample_gradients_equal_one_backward_pass_per_sample(name):
-    model = build_model(name, num_classes=3, image_shape=(1, 8, 8))
-    x, y = torch.rand(5, 1, 8, 8), torch.tensor([0, 2, 1, 1, 0])
+    model = build_model(name, num_classes=3, image_shape=(1, 8, 8)).double()
+    x, y = torch.rand(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
     gradients = sample_gradients(model, x, y, chunk=2)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -19,7 +19,7 @@ def test_sample_gradients_equal_one_backward_pass_per_sample(name):
         loss = F.cross_entropy(model(x[index : index + 1]), y[index : index + 1])
         expected = torch.autograd.grad(loss, list(model.parameters()))
         for (name, _), value in zip(model.named_parameters(), expected, strict=True):
-            torch.testing.assert_close(gradients[name][index], value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(gradients[name][index], value, rtol=1e-9, atol=1e-12)
 
 
 def test_some_parameters_and_another_loss():

@@ -7,7 +7,7 @@ from holdfast.models import build_model, check_model, fast_twin, weights_hash
 FOLDABLE = ["resnet20", "preact-resnet18", "wrn-10-1", "vgg11-bn", "mobilenet-v2", "convnet"]
 
 
-def trained_looking(model, shape):
+def trained_looking(model):
     """Batch norms with statistics and gains far from the identity."""
     rng = torch.Generator().manual_seed(3)
     for module in model.modules():
@@ -28,9 +28,9 @@ def norms(model):
 
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_the_twin_computes_the_same_with_fewer_layers(name):
-    model = trained_looking(build_model(name, num_classes=10, image_shape=(3, 16, 16)), (3, 16, 16))
+    model = trained_looking(build_model(name, num_classes=10, image_shape=(3, 16, 16)))
     before = weights_hash(model)
-    x = torch.rand(12, 3, 16, 16)
+    x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     twin = fast_twin(model, x[:4])
     assert weights_hash(model) == before
     assert model.training
@@ -43,10 +43,22 @@ def test_the_twin_computes_the_same_with_fewer_layers(name):
     model.eval()
     with torch.no_grad():
         expected, got = model(x), twin(x)
-    assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+    assert (expected - got).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_folding_is_an_identity_of_values_and_gradients(name):
+    """In float64: in float32 an activation within rounding of 0 may open or close, and its gradient with it."""
+    model = trained_looking(build_model(name, num_classes=10, image_shape=(3, 16, 16))).double()
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    twin = fast_twin(model, x)
+    assert len(norms(twin)) < len(norms(model))
+    model.eval()
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    gradients = [torch.autograd.grad(m(i).logsumexp(1).sum(), i)[0] for m, i in zip((model, twin), inputs, strict=True)]
-    assert (gradients[0] - gradients[1]).abs().max() <= 1e-3 * gradients[0].abs().max()
+    values = [m(i).logsumexp(1) for m, i in zip((model, twin), inputs, strict=True)]
+    torch.testing.assert_close(values[0], values[1], rtol=1e-11, atol=1e-11)
+    gradients = [torch.autograd.grad(v.sum(), i)[0] for v, i in zip(values, inputs, strict=True)]
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-11 * gradients[0].abs().max()
 
 
 class Block(nn.Module):
@@ -89,7 +101,7 @@ class ReadsTheNorm(Block):
 
 @pytest.mark.parametrize("kind", [ReadsTwice, WritesBetween, UsedTwice, ReadsTheNorm])
 def test_a_model_that_folding_would_change_is_copied_unfolded(kind):
-    model = trained_looking(kind(), (3, 8, 8))
+    model = trained_looking(kind())
     x = torch.rand(6, 3, 8, 8)
     twin = fast_twin(model, x)
     assert twin is not model
@@ -105,12 +117,12 @@ def test_code_that_no_tracer_follows_is_folded_too():
                 return self.fc(x.mean((2, 3)))
             return self.fc(self.bn(self.conv(x)).mean((2, 3)))
 
-    model = trained_looking(Branches(), (3, 8, 8))
+    model = trained_looking(Branches())
     assert norms(fast_twin(model, torch.rand(4, 3, 8, 8))) == []
 
 
 def test_weight_norm_is_left_alone():
-    model = trained_looking(Plain(), (3, 8, 8))
+    model = trained_looking(Plain())
     nn.utils.parametrizations.weight_norm(model.conv)
     x = torch.rand(4, 3, 8, 8)
     twin = fast_twin(model, x)

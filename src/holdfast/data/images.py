@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.data.loading import read_batches
 from holdfast.errors import UserError
 
 __all__ = ["Data", "Images", "concat", "to_float"]
@@ -103,10 +104,8 @@ class Images:
 
     def batches(self, size: int, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """In order, batches of float32 channels-last images in [0, 1] and their labels, on `device`."""
-        for start in range(0, len(self), size):
-            x = self.x[start : start + size].to(device, non_blocking=True)
-            y = self.y[start : start + size].to(device, non_blocking=True)
-            yield to_float(x).contiguous(memory_format=torch.channels_last), y
+        places = [slice(start, start + size) for start in range(0, len(self), size)]
+        return read_batches(self.x, self.y, places, torch.device(device))
 
     def fingerprint(self) -> str:
         """A hash of pixels, labels and class names: 16 hex digits."""

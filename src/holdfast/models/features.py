@@ -78,11 +78,12 @@ def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str]
         pool: average maps (N, C, H, W) over their pixels to (N, C); other shapes stay as they are.
 
     Raises:
-        UserError: there are no images, a layer does not exist or does not return a tensor with one row per image, or
-            the model fails on the images.
+        UserError: there are no images, the model does not return logits (see `check_model`), or a layer does not
+            exist or does not return a tensor with one row per image.
     """
     if not len(images):
         raise UserError(f"{images.name}: there are no images to pass through the model.")
+    layers = list(dict.fromkeys(layers))
     store: dict[str, Tensor] = {}
     done = 0
     device = run.torch_device

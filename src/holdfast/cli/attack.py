@@ -1,0 +1,50 @@
+"""``holdfast attack``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import options
+from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Model, Out, Quiet, Seed, Weights, print_json
+
+
+def attack_command(
+    attack: Annotated[
+        str,
+        typer.Argument(help="An attack, e.g. `pgd` or `'pgd(eps=4/255, restarts=5)'`.", show_default=False),
+    ],
+    model: Model,
+    data: DataSpec,
+    weights: Weights = None,
+    n: Annotated[int | None, typer.Option("-n", help="The first N test images (default: all).", min=1)] = None,
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 512,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack a model and report its robust accuracy.
+
+    With `--out`, writes `samples.parquet` (per image: label, prediction, success, norm, queries) and
+    `adversarial.safetensors` (the images), and goes on where a stopped run left off.
+
+    Example: `holdfast attack 'pgd(steps=50, restarts=10)' --model zoo:cifar10-resnet20-at --data cifar10 -n 1000`
+    """
+    from holdfast import catalog
+    from holdfast.evasion.campaign import campaign
+    from holdfast.methods import Attack
+
+    method = catalog.build(attack, kind=Attack)
+    run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
+    network, bundle = options.load(model, weights, data, run)
+    images = bundle.test if n is None else bundle.test.select(slice(0, n))
+    result = campaign(method, network, images, run=run)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        typer.echo(result.sentence)
+        if out is not None:
+            typer.echo(f"Per image: {out.resolve() / 'samples.parquet'}")

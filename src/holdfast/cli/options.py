@@ -1,0 +1,69 @@
+"""The options that commands share, and what they make of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from holdfast.data import Data
+    from holdfast.run import Run
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="An architecture (`resnet20`), `zoo:NAME`, your own `my.py:make` or `package.module:factory`, "
+        "a `.safetensors` file that names its architecture, or an exported `.pt2` program.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="A `.safetensors` file, a `torch.save`d state dict, or `zoo:NAME`."),
+]
+DataSpec = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        help="`digits`, `shapes32(n=2000)`, `cifar10`, `cifar100`, or a path: a folder per class, `.npz`, "
+        "`.parquet`, or an archive of one.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for results. With the same folder, a stopped run goes on.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of all randomness.")]
+Device = Annotated[str, typer.Option("--device", help="`auto`, `cpu`, `cuda`, `cuda:1`, ...")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per forward pass; does not change results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def make_run(*, seed: int, device: str = "auto", batch_size: int = 512, out: Path | None, quiet: bool) -> Run:
+    """The run that the common options describe."""
+    from holdfast.run import Run
+
+    return Run(seed=seed, device=device, batch_size=batch_size, out=out, progress=not quiet)
+
+
+def load(model: str, weights: str | None, data: str, run: Run) -> tuple[nn.Module, Data]:
+    """Load the data first, since an architecture needs the number of classes and the image size, then the model."""
+    from holdfast.data import load_data
+    from holdfast.models import load_model
+
+    bundle = load_data(data, run=run)
+    return load_model(model, weights=weights, num_classes=bundle.num_classes, image_shape=bundle.shape), bundle
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
