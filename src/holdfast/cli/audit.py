@@ -54,7 +54,7 @@ def audit_command(
     `holdfast audit --model my.py:make --weights my.safetensors --data photos/ --profile standard --gate`
     """
     from holdfast.audit import audit
-    from holdfast.report import write_report
+    from holdfast.report import write_model_card, write_report
 
     run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
     network, bundle = options.load(model, weights, data, run)
@@ -69,6 +69,7 @@ def audit_command(
         run=run,
     )
     page = write_report(result, out)
+    write_model_card(result, out)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
