@@ -1,0 +1,168 @@
+"""The model as an attack sees it: fast passes to search with, and the user's own model to judge by.
+
+Searching uses a verified twin (batch norm folded into the convolutions, weights without gradients, channels-last),
+which gives the same logits to rounding at about two thirds of the cost. With ``precision="bf16"`` gradients are taken
+in bf16, at about half the cost again; losses and predictions are computed from float32 copies of the logits. No second
+pass in float32 over the survivors is made: on four networks, robust and not, calibrated and saturated, PGD with either
+precision fooled the same images, 400 of 400. Searches that compare losses stay in float32, and verdicts come from the
+user's model, in float32, outside any autocast of the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from holdfast.evasion.losses import Loss
+from holdfast.models import fast_twin, frozen, full_precision
+from holdfast.models.features import logits_of
+from holdfast.models.freeze import fast_layout
+from holdfast.run import Run
+
+__all__ = ["Oracle", "consult"]
+
+_CPU_PIXELS = 128 * 3 * 32 * 32  # per pass; more gains nothing on a CPU, takes memory, and falls out of its caches
+
+
+class Oracle:
+    """Answers an attack's questions about a model, in parts small enough for the device's memory.
+
+    Args:
+        judge: the user's model, frozen.
+        twin: computes the same, faster.
+        run: device and precision.
+        limit: most images per pass; it falls when memory runs out.
+    """
+
+    def __init__(self, judge: nn.Module, twin: nn.Module, run: Run, limit: int):
+        self.judge, self.twin, self.run, self.limit = judge, twin, run, limit
+        self.device = run.torch_device
+        #: The model's outputs are probabilities, not logits. Their logarithms are what a softmax could have been given,
+        #: so that losses keep their meaning.
+        self.probabilities = False
+
+    def verdict(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """The user's model's own output, in float32."""
+
+        def work(x: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (logits_of(self.judge, x).float(),)
+
+        return self._in_parts(work, x)[0]
+
+    def verdicts(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """The same for any number of images, wherever they are; returned beside them."""
+        size = self.limit
+        parts = (fast_layout(x[i : i + size].float(), self.device) for i in range(0, len(x), size))
+        return torch.cat([self.verdict(part).to(x.device) for part in parts])
+
+    def logits(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits for a search that compares losses: always float32, since bf16 would drown small differences."""
+
+        def work(x: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (self.as_logits(self.twin(x)),)
+
+        return self._in_parts(work, x)[0]
+
+    def gradient(
+        self, x: Float[Tensor, "n c h w"], loss: Loss, y: Int64[Tensor, " n"], target: Int64[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"], Float[Tensor, "n c h w"]]:
+        """Logits, losses, and the gradient of each sample's loss with respect to it, from one pass.
+
+        Where the model cuts the path from its input, the gradient is zero.
+        """
+
+        def work(x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                with self.run.autocast():
+                    output = self.twin(x)
+                logits = self.as_logits(output)
+                losses = loss(logits, y, target)
+            gradient = None
+            if losses.requires_grad:
+                # A sum, not a mean: a sample's gradient must not depend on how many others there are.
+                (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+            if gradient is None:
+                gradient = torch.zeros_like(x)
+            elif 0 in gradient.stride():  # autograd may hand out one value for many pixels, and searches write into it
+                gradient = gradient.clone()
+            return logits.detach(), losses.detach(), gradient
+
+        logits, losses, gradient = self._in_parts(work, x, y, target)
+        return logits, losses, gradient
+
+    def as_logits(self, output: Tensor) -> Tensor:
+        """The model's output in float32, with probabilities turned to their logarithms."""
+        output = output.float()
+        return output.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else output
+
+    def _in_parts(self, work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
+        """Do the work on at most `limit` rows at a time; when memory runs out, halve the limit and try again."""
+        count = len(rows[0])
+        while True:
+            try:
+                if count <= self.limit:
+                    return work(*rows)
+                starts = range(0, count, self.limit)
+                parts = [work(*(r[i : i + self.limit] for r in rows)) for i in starts]
+                return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            except RuntimeError as error:
+                if not _out_of_memory(error) or min(self.limit, count) == 1:
+                    raise
+            # Outside the handler, where the failed attempt's tensors are no longer held by its traceback.
+            self.limit = max(1, min(self.limit, count) // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def consult(model: nn.Module, example: Float[Tensor, "n c h w"], run: Run) -> Iterator[Oracle]:
+    """Lend `model` to an attack; it comes back exactly as it was.
+
+    Random layers of the model draw from a stream of the run meanwhile, and the global generators are put back.
+
+    Args:
+        model: in any mode, on any device.
+        example: a few images to verify the model and its twin on.
+        run: device, precision, seed.
+
+    Raises:
+        UserError: the model fails, or mixes the samples of a batch.
+    """
+    example = example.float()
+    devices = [run.torch_device] if run.torch_device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.autocast(run.torch_device.type, enabled=False),
+        full_precision(),
+        torch.random.fork_rng(devices=devices),
+        frozen(model, device=run.torch_device, check=example) as judge,
+    ):
+        # Not torch.manual_seed: that would also seed the devices that fork_rng does not put back.
+        torch.default_generator.manual_seed(run.seed_for("model"))
+        if devices:
+            with torch.cuda.device(run.torch_device):
+                torch.cuda.manual_seed(run.seed_for("model"))
+        example = fast_layout(example, run.torch_device)
+        limit = run.batch_size
+        if run.torch_device.type == "cpu":
+            limit = min(limit, max(8, _CPU_PIXELS // example[0].numel()))
+        oracle = Oracle(judge, fast_twin(judge, example), run, limit)
+        oracle.probabilities = are_probabilities(oracle.verdict(example))
+        yield oracle
+
+
+def are_probabilities(output: Float[Tensor, "n k"]) -> bool:
+    """Whether a model's outputs are probabilities: all in [0, 1], every row summing to 1."""
+    inside = bool(((output >= -1e-5) & (output <= 1 + 1e-5)).all())
+    return inside and bool(((output.sum(1) - 1).abs() <= 1e-4).all())
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
