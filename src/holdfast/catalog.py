@@ -30,7 +30,7 @@ FAMILIES: dict[str, str] = {
     "unlearning": "Removing data from a model",
     "compression": "Smaller and faster models",
     "optim": "Optimisation",
-    "training": "Losses and augmentation",
+    "training": "Losses, optimizers, schedules, augmentation",
     "data": "Changes of data sets",
 }
 

@@ -382,7 +382,7 @@ def _sentence(cls: type[Method], problem: Any) -> str:
 @functools.cache
 def _card(cls: type[Method]) -> Card:
     doc = inspect.cleandoc(cls.__doc__ or "")
-    described = _argument_docs(doc)
+    described = argument_docs(doc)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = tuple(
         FieldCard(f.name, _type_name(hints[f.name]), _default(f), _accepts(hints[f.name]), described.get(f.name, ""))
@@ -394,7 +394,7 @@ def _card(cls: type[Method]) -> Card:
     return Card(cls.id, cls.kind, family, title, cls.paper, doc.split("\n\n", 1)[0].replace("\n", " "), doc, fields)
 
 
-def _argument_docs(doc: str) -> dict[str, str]:
+def argument_docs(doc: str) -> dict[str, str]:
     """Read the ``Args:`` section of a Google-style docstring; ``a, b: text`` describes both."""
     match = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", doc, re.MULTILINE)
     described: dict[str, str] = {}

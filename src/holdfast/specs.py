@@ -47,6 +47,8 @@ def format_value(value: Any) -> str:
             return str(value).lower()
         case str():
             return repr(value)
+        case float() if value != round(value) and value == round(value * 255) / 255:
+            return f"{round(value * 255)}/255"  # pixel units: 8/255 rather than 0.03137254901960784
         case list() | tuple():
             return f"[{', '.join(map(format_value, value))}]"
         case _:

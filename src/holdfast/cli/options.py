@@ -20,7 +20,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="An architecture (`resnet20`), `zoo:NAME`, your own `my.py:make` or `package.module:factory`, "
-        "a `.safetensors` file that names its architecture, or an exported `.pt2` program.",
+        "or a `.safetensors` file that names its architecture.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,186 @@
+"""How to call a method, by its kind: in Python and, where there is a command, on the command line or in a recipe.
+
+The tests run the Python of every method.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+from holdfast import catalog
+from holdfast.methods import Card, Method
+
+from . import markdown
+
+__all__ = ["examples", "python"]
+
+# What an example spells out: fields that have no default, and budgets that keep the example short.
+_GIVEN = {
+    "square": "square(queries=200)",
+    "pgd-at": "pgd-at(steps=3)",
+    "ft": "ft(epochs=1, crop=none, flip=none)",
+    "retrain": "retrain(epochs=5, crop=none, flip=none)",
+    "relabel": "relabel(drop=['0', '1'])",
+    "subset": "subset(fraction=0.5)",
+}
+
+_PYTHON = {
+    "attack": """
+        from holdfast import Run
+        from holdfast.data import load_data, to_float
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+        x, y = to_float(data.test.x[:32]), data.test.y[:32]
+
+        x_adv = {made}(model, x, y, run=Run())
+        """,
+    "detector": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import extract, load_model
+        from holdfast.ood import fit_detectors
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        [detector] = fit_detectors([{made}], model, data.train, run=run).values()
+        scores = detector.score(extract(model, data.test, run=run))  # higher is more anomalous
+        """,
+    "calibrator": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import extract, load_model
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        held_out = extract(model, data.val, run=run)
+        calibrate = {made}.fit(held_out.logits, held_out.y)
+        probabilities = calibrate(extract(model, data.test, run=run).logits).softmax(1)
+        """,
+    "membership": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import extract, load_model
+        from holdfast.privacy import leakage
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        attack = {made}
+        seen = attack.score(extract(model, data.train, run=run))  # higher: more likely trained on
+        unseen = attack.score(extract(model, data.test, run=run))
+        print(leakage(seen, unseen, rng=run.numpy_rng("leakage")).auc)
+        """,
+    "unlearner": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+        forget, retain = data.train.select(slice(0, 50)), data.train.select(slice(50, None))
+
+        forgotten = {made}(model, forget, retain, run=Run())
+        """,
+    "compressor": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        smaller = {made}(model, data, run=Run())
+        """,
+    **{
+        kind: f"""
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import build_model
+        from holdfast.training import fit
+        from {{module}} import {{name}}
+
+        run = Run()
+        data = load_data("digits")
+        model = build_model("convnet", num_classes=data.num_classes, image_shape=data.shape, run=run)
+
+        trained = fit(model, data.train, epochs=1, {given}, run=run).model
+        """
+        for kind, given in {
+            "objective": "objective={made}",
+            "optimizer": "optimizer={made}",
+            "schedule": "schedule={made}",
+            "optimizer-wrapper": "wrapper={made}",
+            "batch-transform": "transforms=[{made}]",
+            "callback": "callbacks=[{made}]",
+        }.items()
+    },
+    "transform": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from {module} import {name}
+
+        data = load_data("digits")
+        changed = {made}(data.train, run=Run())
+        """,
+}
+
+# Language of the fence, then the text; `{spec}` is the method as one writes it in a recipe or on the command line.
+_ELSEWHERE = {
+    "attack": (
+        "On the command line",
+        "bash",
+        "holdfast attack {quoted} --model zoo:digits-convnet --data digits -n 32",
+    ),
+    "objective": ("In a recipe", "yaml", "objective: {spec}"),
+    "optimizer": ("In a recipe", "yaml", "optimizer: {spec}"),
+    "schedule": ("In a recipe", "yaml", "schedule: {spec}"),
+    "optimizer-wrapper": ("In a recipe", "yaml", "wrapper: {spec}"),
+    "batch-transform": ("In a recipe", "yaml", "transforms: ['{spec}']"),
+    "transform": ("In a recipe", "yaml", "transforms: ['{spec}']"),
+    "callback": ("In a recipe", "yaml", "callbacks: ['{spec}']"),
+}
+
+
+def python(card: Card, method: type[Method]) -> str:
+    """A complete example in Python; for a kind without a place of its own, how to build the method by its name."""
+    template = _PYTHON.get(card.kind, "from holdfast import catalog\n\nmethod = catalog.build({spec!r})")
+    imports, _, rest = textwrap.dedent(template).strip().format(**_names(card, method)).partition("\n\n")
+    return "\n".join([*sorted(imports.splitlines()), "", rest, ""])
+
+
+def examples(card: Card, method: type[Method]) -> str:
+    """All examples of a method, as tabs."""
+    tabs = [("In Python", "python", python(card, method))]
+    if card.kind in _ELSEWHERE:
+        title, language, text = _ELSEWHERE[card.kind]
+        tabs.append((title, language, text.format(**_names(card, method))))
+    return "\n".join(
+        f'=== "{title}"\n\n{textwrap.indent(markdown.fence(language, text), "    ")}' for title, language, text in tabs
+    )
+
+
+def _names(card: Card, method: type[Method]) -> dict[str, str]:
+    # what a method cannot do without is spelt out; its class builds itself from the same text, so both forms agree
+    spec = _GIVEN.get(card.id, card.id)
+    built: Method = catalog.build(spec)
+    given = ", ".join(f"{name}={value!r}" for name, value in built.spec.fields.items())
+    return {
+        "module": method.__module__,
+        "name": method.__name__,
+        "made": f"{method.__name__}({given})",
+        "spec": str(built.spec),
+        "quoted": f"'{built.spec}'" if built.spec.fields else card.id,
+    }
