@@ -85,7 +85,7 @@ def test_nan_is_no_number(nudge):
 
 def test_the_spec_of_a_method_builds_it_again(nudge):
     method = nudge(eps=4 / 255, restarts=3)
-    assert str(method) == f"test-nudge(eps={4 / 255}, restarts=3)"
+    assert str(method) == "test-nudge(eps=4/255, restarts=3)"
     assert catalog.build(str(method)) == method
     assert str(nudge()) == "test-nudge"
 

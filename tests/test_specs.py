@@ -75,6 +75,12 @@ def test_what_is_written_is_read_back_equal(fields):
     assert {k: plain(v) for k, v in back.fields.items()} == {k: plain(v) for k, v in fields.items()}
 
 
+def test_pixel_units_are_written_as_fractions_of_255():
+    assert str(Spec("pgd", {"eps": 8 / 255, "step": 0.01, "a": 1.0, "b": float("nan"), "c": 0.2})) == (
+        "pgd(eps=8/255, step=0.01, a=1.0, b=nan, c=0.2)"
+    )
+
+
 def test_fractions_are_exact():
     assert parse_value("8/255") == 8 / 255
     assert math.isinf(parse_value("inf"))

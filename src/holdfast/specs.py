@@ -6,6 +6,7 @@ ever evaluated as code.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,12 +48,17 @@ def format_value(value: Any) -> str:
             return str(value).lower()
         case str():
             return repr(value)
-        case float() if value != round(value) and value == round(value * 255) / 255:
-            return f"{round(value * 255)}/255"  # pixel units: 8/255 rather than 0.03137254901960784
+        case float() if _is_pixel_value(value):
+            return f"{round(value * 255)}/255"  # 8/255 rather than 0.03137254901960784
         case list() | tuple():
             return f"[{', '.join(map(format_value, value))}]"
         case _:
             return str(value)
+
+
+def _is_pixel_value(value: float) -> bool:
+    """Whether the value is a fraction of 255 that has no short decimal form."""
+    return math.isfinite(value) and len(repr(value)) > 8 and value == round(value * 255) / 255
 
 
 def parse(text: str) -> Spec:

@@ -33,7 +33,9 @@ def audit_command(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="YAML with your own limits; what it leaves out keeps the defaults.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only this check, or this section; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this check, or this section; may be repeated.")
+    ] = None,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 when a verdict is `fail`.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the report.")] = None,
     out: Annotated[

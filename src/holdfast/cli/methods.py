@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from holdfast.cli.options import Json, print_json
+from holdfast.specs import format_value
 
 
 def list_command(
@@ -59,7 +60,9 @@ def show_command(
     if card.fields:
         table = Table("hyperparameter", "default", "takes", "meaning", box=None, header_style="bold", pad_edge=False)
         for field in card.fields:
-            table.add_row(field.name, escape(_default(field.default)), escape(field.accepts), escape(_prose(field.doc)))
+            table.add_row(
+                field.name, escape(format_value(field.default)), escape(field.accepts), escape(_prose(field.doc))
+            )
         console.print()
         console.print(table)
     console.print()
@@ -79,14 +82,3 @@ def _prose(doc: str) -> str:
     """A docstring for the terminal: paragraphs on one line each, to be wrapped there; marks of code removed."""
     paragraphs = (" ".join(p.split()) for p in doc.strip().split("\n\n"))
     return "\n\n".join(paragraphs).replace("``", "").replace("`", "")
-
-
-def _default(value: Any) -> str:
-    from fractions import Fraction
-
-    if isinstance(value, float):
-        fraction = Fraction(value).limit_denominator(255)
-        if fraction.denominator == 255 and float(fraction) == value:
-            return f"{fraction.numerator}/255"
-        return f"{value:g}"
-    return str(value)
