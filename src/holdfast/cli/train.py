@@ -34,8 +34,10 @@ def train_command(
     from holdfast.training import Recipe, train
 
     plan = Recipe.load(recipe)
+    if seed is not None:
+        plan = plan.model_copy(update={"seed": seed})
     run = options.make_run(
-        seed=plan.seed if seed is None else seed,
+        seed=plan.seed,
         device=device,
         out=out or Path("holdfast-out") / recipe.stem,
         quiet=quiet or as_json,

@@ -1,0 +1,38 @@
+"""Training: `fit`, the one loop; its optimizers, schedules, losses and augmentation; recipes in YAML.
+
+`fit` trains any module on images in memory; `train` does so by a recipe and writes weights, metrics and a card.
+"""
+
+from holdfast.training.crop import Crop
+from holdfast.training.cross_entropy import CrossEntropy
+from holdfast.training.cutout import Cutout
+from holdfast.training.fit import FitResult, fit
+from holdfast.training.flip import Flip
+from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer
+from holdfast.training.recipe import Recipe
+from holdfast.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
+from holdfast.training.state import State, Step, statistics_kept
+from holdfast.training.train import train
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Crop",
+    "CrossEntropy",
+    "Cutout",
+    "FitResult",
+    "Flip",
+    "MultiStep",
+    "OneCycle",
+    "Optimizer",
+    "Recipe",
+    "Schedule",
+    "State",
+    "Step",
+    "fit",
+    "statistics_kept",
+    "train",
+]
