@@ -11,6 +11,7 @@ __all__ = [
     "VERDICTS",
     "Action",
     "Chart",
+    "Decision",
     "Figure",
     "Finding",
     "Gallery",
@@ -40,7 +41,9 @@ class Metric(_Record):
     low: float | None = None
     high: float | None = None
     n: int | None = Field(default=None, description="samples it rests on")
-    unit: Literal["rate", "points", "nats", "images/s", "ms", "count", "bytes", "flops", "radius", "value"] = "value"
+    unit: Literal["rate", "points", "nats", "images/s", "ms", "count", "bytes", "flops", "radius", "value"] = Field(
+        default="value", description="rates and points (differences of rates) are fractions: 0.05 is 5 % or 5 points"
+    )
     better: Literal["higher", "lower", "neither"] = "neither"
     title: str = Field(default="", description="for people; the name when empty")
     volatile: bool = Field(default=False, description="wall-clock measurements, which differ from run to run")
@@ -113,6 +116,18 @@ class Action(_Record):
     command: str | None = None
 
 
+class Decision(_Record):
+    """One metric held against its limits in the policy; a finding's verdict is the worst of its decisions."""
+
+    metric: str
+    verdict: Verdict
+    reason: str
+    better: Literal["higher", "lower"]
+    pass_at: float | None = Field(default=None, description="this or better passes; None where nothing is judged")
+    fail_beyond: float | None = Field(default=None, description="worse than this fails; `pass_at` where None")
+    source: str = Field(default="", description="where the limits come from")
+
+
 class Finding(_Record):
     """A check's answer."""
 
@@ -122,6 +137,7 @@ class Finding(_Record):
     verdict: Verdict
     reason: str = Field(description="one or two sentences: which number against which limit")
     metrics: list[Metric] = []
+    decisions: list[Decision] = Field(default=[], description="metric by metric, what led to the verdict")
     figures: list[Figure] = []
     actions: list[Action] = []
     settings: dict[str, Any] = Field(default={}, description="all that the numbers depend on")

@@ -1,0 +1,1 @@
+"""The questions an audit asks, one file each; whatever stands here is asked."""

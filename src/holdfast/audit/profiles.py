@@ -1,0 +1,170 @@
+"""How much is measured: every sample count and budget of the audit, in one place.
+
+`quick` is for a first look and for demonstrations, `standard` for decisions, `full` for publication. A count of
+``None`` means all there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import UserError, one_of
+
+__all__ = ["PROFILES", "Profile", "profile_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Sample counts and budgets.
+
+    Args:
+        name: for the report.
+        test_images: of accuracy, calibration, detection, membership, fairness.
+        train_images: of the generalisation gap, membership, and detectors that learn.
+        sanity_images: of the checks of the evidence.
+        corruption_images: for each of the corruptions at each of `severities`.
+        severities: 1 to 5.
+        ood_images: of each set of unknown inputs.
+        attack_images, pgd_steps, pgd_restarts: of the gradient attacks.
+        square_images, square_queries: of the black-box attack.
+        curve_images, curve_steps: of robust accuracy over the radius.
+        masking_images, masking_steps, masking_queries: of the tests for masked gradients.
+        fault_images, fault_trials: of the weight faults, for each rate.
+        fault_bits: single flips tried in search of the worst.
+        latency_repeats: forward passes timed.
+        resamples: of each bootstrap.
+        gallery: groups of pictures in a gallery.
+    """
+
+    name: str
+    test_images: int | None
+    train_images: int | None
+    sanity_images: int
+    corruption_images: int | None
+    severities: tuple[int, ...]
+    ood_images: int | None
+    attack_images: int | None
+    pgd_steps: int
+    pgd_restarts: int
+    square_images: int | None
+    square_queries: int
+    curve_images: int | None
+    curve_steps: int
+    masking_images: int
+    masking_steps: int
+    masking_queries: int
+    fault_images: int | None
+    fault_trials: int
+    fault_bits: int
+    latency_repeats: int
+    resamples: int
+    gallery: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"profile {self.name}: {field.name} must be at least 1, got {value}.")
+        if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
+            raise UserError(f"profile {self.name}: severities must be among 1 to 5, got {self.severities}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as plain values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="quick",
+            test_images=1000,
+            train_images=2000,
+            sanity_images=64,
+            corruption_images=200,
+            severities=(1, 3, 5),
+            ood_images=500,
+            attack_images=200,
+            pgd_steps=20,
+            pgd_restarts=2,
+            square_images=100,
+            square_queries=300,
+            curve_images=100,
+            curve_steps=10,
+            masking_images=64,
+            masking_steps=10,
+            masking_queries=200,
+            fault_images=200,
+            fault_trials=20,
+            fault_bits=50,
+            latency_repeats=20,
+            resamples=1000,
+            gallery=6,
+        ),
+        Profile(
+            name="standard",
+            test_images=None,
+            train_images=10_000,
+            sanity_images=256,
+            corruption_images=1000,
+            severities=(1, 2, 3, 4, 5),
+            ood_images=2000,
+            attack_images=1000,
+            pgd_steps=20,
+            pgd_restarts=3,
+            square_images=300,
+            square_queries=1000,
+            curve_images=250,
+            curve_steps=20,
+            masking_images=100,
+            masking_steps=20,
+            masking_queries=500,
+            fault_images=300,
+            fault_trials=20,
+            fault_bits=100,
+            latency_repeats=100,
+            resamples=1000,
+            gallery=8,
+        ),
+        Profile(
+            name="full",
+            test_images=None,
+            train_images=None,
+            sanity_images=1000,
+            corruption_images=None,
+            severities=(1, 2, 3, 4, 5),
+            ood_images=None,
+            attack_images=None,
+            pgd_steps=50,
+            pgd_restarts=10,
+            square_images=None,
+            square_queries=5000,
+            curve_images=None,
+            curve_steps=50,
+            masking_images=1000,
+            masking_steps=20,
+            masking_queries=1000,
+            fault_images=None,
+            fault_trials=20,
+            fault_bits=500,
+            latency_repeats=300,
+            resamples=2000,
+            gallery=12,
+        ),
+    )
+}
+
+
+def profile_of(profile: str | Profile) -> Profile:
+    """The profile of a name; a profile passes through.
+
+    Raises:
+        UserError: there is no profile of that name.
+    """
+    if isinstance(profile, Profile):
+        return profile
+    if profile not in PROFILES:
+        raise one_of("profile", profile, PROFILES)
+    return PROFILES[profile]

@@ -1,0 +1,281 @@
+"""What is audited, and what several checks need of it: worked out once, when first asked for.
+
+One pass over a split feeds accuracy, calibration, detection and membership alike; predictions on corrupted images feed
+the corruption table and the calibration under shift. All of it goes through the `Store`, so a killed audit does not
+repeat it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from holdfast.audit.policy import Policy
+from holdfast.audit.predictions import Attacked, Predictions
+from holdfast.audit.profiles import Profile
+from holdfast.audit.store import Store
+from holdfast.data import Data, Images, corrupt, ood_sets, to_float
+from holdfast.errors import UserError, one_of
+from holdfast.evasion import BallAttack
+from holdfast.evasion.masking import Sign, masking_signs
+from holdfast.models import Features, extract, frozen
+from holdfast.run import Run
+
+__all__ = ["PART", "UNKNOWN", "Subject"]
+
+PART = 256  # images per part of an attack; fixed, so that resumed audits are cut alike
+ALL_UNKNOWN = 10_000  # images of a set that is drawn, when the profile asks for all there are
+UNKNOWN = "ood/"  # names of splits made of unknown images begin so
+
+
+class Subject:
+    """A model, its data, and the demands made on them.
+
+    Args:
+        model: images in [0, 1] to logits.
+        data: with at least a test split.
+        profile: how much is measured.
+        policy: the limits; the threat it names sets the strength of attacks.
+        run: gives device, batch size and random streams.
+        store: keeps what is expensive.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, *, profile: Profile, policy: Policy, run: Run, store: Store):
+        self.model, self.data = model, data
+        self.profile, self.policy, self.store = profile, policy, store
+        # The store alone writes to disk, and the audit has a progress bar of its own.
+        self.run = run.but(out=None, progress=False, scope=(*run.scope, "audit"))
+        self._orders: dict[str, Tensor | None] = {}
+        self._images: dict[str, Images] = {}
+        self._predictions: dict[str, Predictions] = {}
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def unknown(self) -> dict[str, tuple[str, Images]]:
+        """The sets of images that belong to no class, by name, each with its kind, ``near`` or ``far``."""
+        limit = self.profile.ood_images or ALL_UNKNOWN
+        found = ood_sets(self.data, self.run, count=limit)
+        return {name: (kind, images.select(slice(0, limit))) for name, (images, kind) in found.items() if len(images)}
+
+    def has(self, split: str) -> bool:
+        """Whether the data have the split."""
+        return getattr(self.data, split, None) is not None
+
+    def order(self, split: str) -> Tensor | None:
+        """The order in which a split is used, so that its first images stand for all; ``None``: the split's own.
+
+        Taking a split's first images makes results comparable with other tools. Where the split is sorted by class,
+        they would be of one class; such a split is put in a fixed random order.
+        """
+        if split not in self._orders:
+            images = self._whole(split)
+            mixed = split.startswith(UNKNOWN) or _is_mixed(images.y, images.num_classes)
+            order = None if mixed else torch.randperm(len(images), generator=self.run.rng("order", split))
+            self._orders[split] = order
+        return self._orders[split]
+
+    def images(self, split: str) -> Images:
+        """The images of a split that the profile asks for.
+
+        Args:
+            split: ``test``, ``train``, ``val``, or ``ood/`` and the name of a set of unknown images.
+
+        Raises:
+            UserError: the data have no such split.
+        """
+        if split not in self._images:
+            whole = self._whole(split)
+            limit = {"test": self.profile.test_images, "train": self.profile.train_images}.get(split)
+            order = self.order(split)
+            if order is not None:
+                whole = whole.select(order[:limit])
+            elif limit is not None and limit < len(whole):
+                whole = whole.select(slice(0, limit))
+            self._images[split] = whole
+        return self._images[split]
+
+    @property
+    def test(self) -> Images:
+        """The test images that the profile asks for."""
+        return self.images("test")
+
+    def first(self, count: int | None) -> Images:
+        """The first `count` test images; all that the profile uses when ``None`` or more than there are."""
+        return self.test if count is None or count >= len(self.test) else self.test.select(slice(0, count))
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The positions in the user's data of the images that `images` gives."""
+        count, order = len(self.images(split)), self.order(split)
+        return np.arange(count) if order is None else order[:count].numpy()
+
+    def _whole(self, split: str) -> Images:
+        if split.startswith(UNKNOWN):
+            name = split.removeprefix(UNKNOWN)
+            if name not in self.unknown:
+                raise one_of("set of unknown images", name, self.unknown)
+            return self.unknown[name][1]
+        if split not in ("test", "train", "val"):
+            raise one_of("split", split, ["test", "train", "val"])
+        images: Images | None = getattr(self.data, split)
+        if images is None:
+            raise UserError(f"{self.data.name} has no {split} split.")
+        return images
+
+    # --- what the model makes of them ---------------------------------------------------------------------------------
+
+    def features(self, split: str) -> Features:
+        """Logits and penultimate features of a split, from one pass."""
+        images = self.images(split)
+
+        def compute() -> dict[str, Tensor]:
+            found = extract(self.model, images, run=self.run)
+            return {"logits": found.logits} | ({} if found.penultimate is None else {"penultimate": found.penultimate})
+
+        settings: dict[str, Any] = {"split": split, "count": len(images)}
+        if split.startswith(UNKNOWN):
+            settings["images"] = images.fingerprint()
+        kept = self.store.tensors("features", settings, compute)
+        return Features(logits=kept["logits"], penultimate=kept.get("penultimate"), y=images.y)
+
+    def predictions(self, split: str = "test") -> Predictions:
+        """The model's answers on a split."""
+        if split not in self._predictions:
+            features = self.features(split)
+            self._predictions[split] = self._as_predictions(features.logits, features.y)
+        return self._predictions[split]
+
+    @functools.cached_property
+    def gives_probabilities(self) -> bool:
+        """Whether the model's outputs are probabilities where logits are asked for."""
+        outputs = self.features("test").logits
+        return bool(((outputs >= -1e-5).all() & ((outputs.sum(1) - 1).abs() < 1e-4).all()).item())
+
+    def _as_predictions(self, outputs: Tensor, y: Tensor) -> Predictions:
+        values = outputs.double()
+        # The logarithms of probabilities are logits that give them back.
+        values = values.clamp_min(1e-45).log() if self.gives_probabilities else values
+        return Predictions(values.numpy(), y.numpy())
+
+    def respond(self, x: Tensor, *, batch_size: int | None = None) -> Tensor:
+        """The model's bare outputs, float32, for any float tensor (N, C, H, W), be it no legal image; not kept."""
+        size = batch_size or self.run.batch_size
+        with frozen(self.model, device=self.run.torch_device), torch.no_grad():
+            parts = [self.model(part.to(self.run.torch_device)).float().cpu() for part in x.split(size)]
+        return torch.cat(parts)
+
+    def corrupted(self, name: str, severity: int) -> Predictions:
+        """The model's answers on the corrupted first test images."""
+        clean = self.first(self.profile.corruption_images)
+
+        def compute() -> dict[str, Tensor]:
+            images = clean.but(x=self.corrupt(clean.x, name, severity))
+            return {"logits": extract(self.model, images, run=self.run).logits}
+
+        settings = {"corruption": name, "severity": severity, "count": len(clean)}
+        kept = self.store.tensors("corrupted", settings, compute)
+        return self._as_predictions(kept["logits"], clean.y)
+
+    def corrupt(self, x: Tensor, name: str, severity: int) -> Tensor:
+        """Images with a corruption, always the same for the same images."""
+        return corrupt(x, name, severity, run=self.run)
+
+    def attacked(self, attack: BallAttack, which: NDArray[np.int64], *, examples: int = 0) -> Attacked:
+        """What an attack does to test images; worked out and kept in parts, so that little is lost by a kill.
+
+        Args:
+            attack: what to run.
+            which: positions of the images among those of `test`.
+            examples: how many adversarial images to keep of each part.
+        """
+        parts = [
+            self._attacked_part(attack, which[start : start + PART], examples) for start in range(0, len(which), PART)
+        ]
+        return (
+            Attacked(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+            if parts
+            else (Attacked.nothing(self.test.x))
+        )
+
+    def _attacked_part(self, attack: BallAttack, which: NDArray[np.int64], examples: int) -> dict[str, Tensor]:
+        def compute() -> dict[str, Tensor]:
+            rows = self.test.select(which)
+            found = attack.run(self.model, to_float(rows.x), rows.y, run=self.run)
+            shown = (found.success & found.correct).nonzero().squeeze(1)[:examples]
+            return {
+                "success": found.success,
+                "queries": found.queries,
+                "distance": found.distance,
+                "prediction": found.predictions,
+                "confidence": found.logits.softmax(1).amax(1),
+                "examples": found.x_adv[shown].contiguous(),
+                "example_of": torch.from_numpy(which)[shown],
+            }
+
+        fields = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}  # type: ignore[arg-type]
+        settings = {"attack": attack.id, "fields": fields, "which": which.tolist(), "examples": examples}
+        return self.store.tensors(f"attack-{attack.id}", settings, compute)
+
+    @functools.cached_property
+    def masking(self) -> list[Sign]:
+        """Signs that gradients are masked, on some test images at the radius of the threat."""
+        images, profile = self.first(self.profile.masking_images), self.profile
+
+        def compute() -> tuple[Any, dict[str, Tensor]]:
+            signs = masking_signs(
+                self.model,
+                to_float(images.x),
+                images.y,
+                run=self.run,
+                eps=self.policy.threat.eps,
+                steps=profile.masking_steps,
+                queries=profile.masking_queries,
+            )
+            return [dataclasses.asdict(sign) for sign in signs], {}
+
+        settings = {
+            "count": len(images),
+            "eps": self.policy.threat.eps,
+            "steps": profile.masking_steps,
+            "queries": profile.masking_queries,
+        }
+        signs, _ = self.store.record("masking", settings, compute)
+        return [Sign(**sign) for sign in signs]
+
+    def held_out(self) -> tuple[Predictions, Predictions, str]:
+        """Predictions to fit something on and others to judge it by, and in words where they come from."""
+        test = self.predictions("test")
+        if self.has("val"):
+            return self.predictions("val"), test, "fitted on the validation split, judged on the test split"
+        which = torch.from_numpy(_halves(test.y, self.run.numpy_rng("halves")))
+        source = "there is no validation split: fitted on one half of the test images, judged on the other"
+        return test.select(which.numpy()), test.select(~which.numpy()), source
+
+
+def _halves(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random half of each class; the odd ones out alternate between the halves."""
+    order = rng.permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]
+    half = np.zeros(len(y), dtype=bool)
+    half[order[::2]] = True
+    return half
+
+
+def _is_mixed(y: Tensor, classes: int) -> bool:
+    """Whether the beginnings of a split have about the class shares of the whole: a lenient chi-squared test."""
+    total = torch.bincount(y, minlength=classes).double()
+    used = total > 0
+    freedom = max(int(used.sum()) - 1, 1)
+    for count in {c for c in (64, len(y) // 16, len(y) // 4, len(y) // 2) if 0 < c < len(y)}:
+        seen = torch.bincount(y[:count], minlength=classes).double()[used]
+        expected = total[used] * count / len(y)
+        if float(((seen - expected) ** 2 / expected).sum()) > freedom + 10 * math.sqrt(2 * freedom):
+            return False
+    return True
