@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -9,6 +11,7 @@ from holdfast.errors import UserError
 from holdfast.evasion import PGD
 from holdfast.evasion import campaign as module
 from holdfast.evasion.campaign import campaign
+from holdfast.methods import Attack, Method
 from holdfast.run import Run
 
 
@@ -105,3 +108,23 @@ def test_a_damaged_part_is_worked_out_again(images, tmp_path):
 def test_no_images_are_refused(images):
     with pytest.raises(UserError, match="noise: there are no images to attack"):
         campaign(ATTACK, Net(), images.select(slice(0, 0)), run=Run())
+
+
+def test_an_attack_that_returns_images_alone_is_judged_all_the_same(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Method, "registry", dict(Method.registry))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Grey(Attack, id="test-grey"):
+        """Makes every image grey."""
+
+        def __call__(self, model, x, y, *, run):
+            return torch.full_like(x, 0.5)
+
+    result = campaign(Grey(), Net(), images, run=Run(out=tmp_path))
+    grey = Net()(torch.full((1, 3, 3, 3), 0.5)).argmax(1)
+    assert torch.equal(result.outcome.success, grey != images.y)
+    values = result.to_json()
+    assert values["queries_per_image"] is None
+    assert values["largest_distance"] == pytest.approx(float((images.x / 255 - 0.5).abs().max()))
+    again = campaign(Grey(), Net(), images, run=Run(out=tmp_path))
+    assert again.to_json() == values

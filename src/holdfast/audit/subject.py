@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from holdfast.audit.predictions import Attacked, Predictions
 from holdfast.audit.profiles import Profile
 from holdfast.audit.store import Store
 from holdfast.data import Data, Images, corrupt, ood_sets, to_float
+from holdfast.data.order import fair_order
 from holdfast.errors import UserError, one_of
 from holdfast.evasion import BallAttack
 from holdfast.evasion.masking import Sign, masking_signs
@@ -72,14 +72,12 @@ class Subject:
     def order(self, split: str) -> Tensor | None:
         """The order in which a split is used, so that its first images stand for all; ``None``: the split's own.
 
-        Taking a split's first images makes results comparable with other tools. Where the split is sorted by class,
-        they would be of one class; such a split is put in a fixed random order.
+        See `holdfast.data.order.fair_order`.
         """
         if split not in self._orders:
             images = self._whole(split)
-            mixed = split.startswith(UNKNOWN) or _is_mixed(images.y, images.num_classes)
-            order = None if mixed else torch.randperm(len(images), generator=self.run.rng("order", split))
-            self._orders[split] = order
+            unknown = split.startswith(UNKNOWN)
+            self._orders[split] = None if unknown else fair_order(images, self.run.rng("order", split))
         return self._orders[split]
 
     def images(self, split: str) -> Images:
@@ -266,16 +264,3 @@ def _halves(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]
     half = np.zeros(len(y), dtype=bool)
     half[order[::2]] = True
     return half
-
-
-def _is_mixed(y: Tensor, classes: int) -> bool:
-    """Whether the beginnings of a split have about the class shares of the whole: a lenient chi-squared test."""
-    total = torch.bincount(y, minlength=classes).double()
-    used = total > 0
-    freedom = max(int(used.sum()) - 1, 1)
-    for count in {c for c in (64, len(y) // 16, len(y) // 4, len(y) // 2) if 0 < c < len(y)}:
-        seen = torch.bincount(y[:count], minlength=classes).double()[used]
-        expected = total[used] * count / len(y)
-        if float(((seen - expected) ** 2 / expected).sum()) > freedom + 10 * math.sqrt(2 * freedom):
-            return False
-    return True

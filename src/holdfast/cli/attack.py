@@ -18,7 +18,12 @@ def attack_command(
     model: Model,
     data: DataSpec,
     weights: Weights = None,
-    n: Annotated[int | None, typer.Option("-n", help="The first N test images (default: all).", min=1)] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", help="The first N test images (default: all). A test set sorted by class is mixed first.", min=1
+        ),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -34,13 +39,14 @@ def attack_command(
     Example: `holdfast attack 'pgd(steps=50, restarts=10)' --model zoo:cifar10-resnet20-at --data cifar10 -n 1000`
     """
     from holdfast import catalog
+    from holdfast.data.order import first_images
     from holdfast.evasion.campaign import campaign
     from holdfast.methods import Attack
 
     method = catalog.build(attack, kind=Attack)
     run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
     network, bundle = options.load(model, weights, data, run)
-    images = bundle.test if n is None else bundle.test.select(slice(0, n))
+    images = first_images(bundle.test, n, run.rng("order", "test"))
     result = campaign(method, network, images, run=run)
     if as_json:
         print_json(result.to_json())

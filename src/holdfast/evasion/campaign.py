@@ -25,7 +25,8 @@ from holdfast import stats
 from holdfast.data.images import Images, to_float
 from holdfast.errors import UserError
 from holdfast.evasion.attack import BallAttack
-from holdfast.evasion.balls import Norm
+from holdfast.evasion.balls import Norm, distance
+from holdfast.evasion.oracle import consult
 from holdfast.evasion.outcome import Outcome
 from holdfast.files import atomic_path, write_bytes
 from holdfast.methods import Attack
@@ -34,6 +35,7 @@ from holdfast.run import Run
 
 __all__ = ["Campaign", "campaign"]
 
+UNCOUNTED = -1  # queries of an attack that does not report them
 _PART = 512  # images; a fixed number, so that resumed and uninterrupted runs are cut alike
 
 
@@ -45,12 +47,14 @@ class Campaign:
         attack: its spec.
         images: the name of the split.
         y: the true labels.
+        index: where each image stands in the split.
         outcome: sample by sample.
     """
 
     attack: str
     images: str
     y: Tensor
+    index: Tensor
     outcome: Outcome
 
     @property
@@ -66,7 +70,7 @@ class Campaign:
     def to_json(self) -> dict[str, Any]:
         """Rates with their 95 % intervals, and what the attack spent, as plain values."""
         o, n = self.outcome, len(self.outcome)
-        newly = o.success & o.correct
+        newly, counted = o.success & o.correct, bool((o.queries != UNCOUNTED).all())
         return {
             "attack": self.attack,
             "norm": o.norm,
@@ -74,9 +78,9 @@ class Campaign:
             "n": n,
             "clean_accuracy": _rate(int(o.correct.sum()), n),
             "robust_accuracy": _rate(n - int(o.success.sum()), n),
-            "queries_per_image": float(o.queries.double().mean()),
-            "gradients_per_image": float(o.gradients.double().mean()),
-            "median_queries_of_successes": float(o.queries[newly].double().median()) if newly.any() else None,
+            "queries_per_image": float(o.queries.double().mean()) if counted else None,
+            "gradients_per_image": float(o.gradients.double().mean()) if counted else None,
+            "median_queries_of_successes": float(o.queries[newly].double().median()) if counted & newly.any() else None,
             "largest_distance": float(o.distance.max()),
         }
 
@@ -84,7 +88,7 @@ class Campaign:
         """One row per image: index, label, predictions, success, distance, queries, gradients."""
         o = self.outcome
         columns = {
-            "index": torch.arange(len(o)),
+            "index": self.index,
             "label": self.y,
             "prediction": o.clean_logits.argmax(1),
             "prediction_attacked": o.predictions,
@@ -106,14 +110,12 @@ def campaign(attack: BallAttack | Attack, model: nn.Module, images: Images, *, r
     Args:
         attack: to run.
         model: in any mode, left as it was.
-        images: at least one.
+        images: at least one. A column ``index`` says where each stands in the split.
         run: device, seed, output folder.
 
     Raises:
-        UserError: as the attack does, or the folder cannot be written.
+        UserError: as the attack does, or it returns something else than images, or the folder cannot be written.
     """
-    if not isinstance(attack, BallAttack):
-        raise UserError(f"{attack.id}: only attacks that report an outcome can run a campaign.")
     if not len(images):
         raise UserError(f"{images.name}: there are no images to attack.")
     key = _key(attack, model, images, run)
@@ -123,17 +125,43 @@ def campaign(attack: BallAttack | Attack, model: nn.Module, images: Images, *, r
         part = None if path is None else _read(path)
         if part is None:
             rows = images.select(slice(start, start + _PART))
-            part = attack.run(model, to_float(rows.x), rows.y, run=run)
+            part = _attack(attack, model, to_float(rows.x), rows.y, run)
             if path is not None:
                 _write(path, part)
         parts.append(part)
-    whole = Campaign(attack=str(attack), images=images.name, y=images.y, outcome=_join(parts))
+    index = torch.as_tensor(images.columns.get("index", torch.arange(len(images))))
+    whole = Campaign(attack=str(attack), images=images.name, y=images.y, index=index, outcome=_join(parts))
     if run.out is not None:
         with atomic_path(run.out / "samples.parquet") as temporary:
             pq.write_table(whole.table(), temporary)
         content = {"x_adv": whole.outcome.x_adv.contiguous()}
         write_bytes(run.out / "adversarial.safetensors", safetensors.torch.save(content))
     return whole
+
+
+def _attack(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, run: Run) -> Outcome:
+    """The outcome that the attack reports, or, of one that returns images alone, what the model says of them."""
+    if isinstance(attack, BallAttack):
+        return attack.run(model, x, y, run=run)
+    x_adv = attack(model, x, y, run=run).detach()
+    if x_adv.shape != x.shape:
+        raise UserError(f"{attack.id} returned images of shape {tuple(x_adv.shape)} for {tuple(x.shape)}.")
+    with consult(model, x[:32], run) as oracle:
+        clean, logits = oracle.verdicts(x), oracle.verdicts(x_adv)
+    moved = distance(x_adv, x, "linf")
+    uncounted = torch.full((len(x),), UNCOUNTED)
+    return Outcome(
+        x_adv=x_adv,
+        success=logits.argmax(1) != y,
+        correct=clean.argmax(1) == y,
+        queries=uncounted,
+        gradients=uncounted.clone(),
+        distance=moved,
+        logits=logits,
+        clean_logits=clean,
+        norm="linf",
+        eps=float(moved.max()),
+    )
 
 
 def _rate(k: int, n: int) -> dict[str, float]:
@@ -171,4 +199,4 @@ def _read(path: Path) -> Outcome | None:
 
 def _join(parts: list[Outcome]) -> Outcome:
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
-    return Outcome(**tensors, norm=parts[0].norm, eps=parts[0].eps)
+    return Outcome(**tensors, norm=parts[0].norm, eps=max(part.eps for part in parts))
