@@ -18,7 +18,7 @@ QUICK = ["--only", "accuracy", "--only", "evasion", "--only", "calibration"]
 
 
 def start(command, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     return subprocess.Popen(
         [*HOLDFAST, *command], cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
