@@ -12,7 +12,7 @@ from holdfast.audit.check import Check, all_checks
 from holdfast.audit.policy import Rule, load_policy
 from holdfast.audit.profiles import PROFILES
 from holdfast.audit.sections import AXES, Axis
-from holdfast.methods import argument_docs  # one reader of `Args:` for methods and checks alike
+from holdfast.cards import argument_docs  # one reader of `Args:` for methods and checks alike
 
 from . import markdown
 

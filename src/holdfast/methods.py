@@ -1,4 +1,4 @@
-"""The kinds of method, and the card each method carries.
+"""The kinds of method.
 
 A method is a published technique: a frozen dataclass whose fields are its hyperparameters, with the paper's values as
 defaults, and whose ``__call__`` does the work. It inherits the kind that fits and gives its id and paper in the class
@@ -13,15 +13,12 @@ line; thereby it is in the catalogue, on the command line and in the documentati
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
 import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import pydantic
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import specs
+from holdfast.cards import Card, FieldCard, Paper, card_of, default_of, hyperparameters
 from holdfast.errors import UserError, did_you_mean
 from holdfast.run import Run
 
@@ -52,61 +50,6 @@ __all__ = [
     "Transform",
     "Unlearner",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paper:
-    """Where a method was published."""
-
-    title: str = ""
-    arxiv: str | None = None
-    doi: str | None = None
-    venue: str = ""
-    year: int | None = None
-
-    @property
-    def url(self) -> str | None:
-        """A link to the paper."""
-        if self.arxiv:
-            return f"https://arxiv.org/abs/{self.arxiv}"
-        return f"https://doi.org/{self.doi}" if self.doi else None
-
-    def __str__(self) -> str:
-        where = ", ".join(str(part) for part in (self.title, self.venue, self.year) if part)
-        return f"{where} ({self.url})" if self.url else where
-
-
-@dataclass(frozen=True)
-class FieldCard:
-    """One hyperparameter: its name, type, default, what it accepts, and what it means."""
-
-    name: str
-    type: str
-    default: Any
-    accepts: str
-    doc: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a method without running it."""
-
-    id: str
-    kind: str
-    family: str
-    title: str
-    paper: Paper | None
-    summary: str
-    doc: str
-    fields: tuple[FieldCard, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The card as plain JSON values."""
-        value = dataclasses.asdict(self)
-        value["paper"] = None if self.paper is None else {**dataclasses.asdict(self.paper), "url": self.paper.url}
-        for field in value["fields"]:
-            field["default"] = _plain(field["default"])
-        return value
 
 
 class Method(ABC):  # noqa: B024 - each kind names what must be there
@@ -143,7 +86,9 @@ class Method(ABC):  # noqa: B024 - each kind names what must be there
         Method.registry[id] = cls
 
     def __post_init__(self) -> None:
-        for name, value in _validated(type(self), {f.name: getattr(self, f.name) for f in _fields(type(self))}).items():
+        for name, value in _validated(
+            type(self), {f.name: getattr(self, f.name) for f in hyperparameters(type(self))}
+        ).items():
             object.__setattr__(self, name, value)
 
     @property
@@ -151,8 +96,8 @@ class Method(ABC):  # noqa: B024 - each kind names what must be there
         """The spec that builds this method again: its id and the fields that differ from their defaults."""
         changed = {
             f.name: _spec_value(getattr(self, f.name))
-            for f in _fields(type(self))
-            if getattr(self, f.name) != _default(f)
+            for f in hyperparameters(type(self))
+            if getattr(self, f.name) != default_of(f)
         }
         return specs.Spec(self.id, changed)
 
@@ -162,7 +107,7 @@ class Method(ABC):  # noqa: B024 - each kind names what must be there
     @classmethod
     def card(cls) -> Card:
         """The method's card."""
-        return _card(cls)
+        return card_of(cls)
 
     @classmethod
     def build(cls, fields: Mapping[str, Any]) -> typing.Self:
@@ -171,7 +116,7 @@ class Method(ABC):  # noqa: B024 - each kind names what must be there
         Raises:
             UserError: a name is unknown, or a value is not accepted.
         """
-        known = [f.name for f in _fields(cls)]
+        known = [f.name for f in hyperparameters(cls)]
         for name in fields:
             if name not in known:
                 takes = f" It takes: {', '.join(known)}." if known else " It takes no hyperparameters."
@@ -325,17 +270,7 @@ class Scanner(Method, kind="scanner"):
         """Return the verdict."""
 
 
-# --- validation and cards ---------------------------------------------------------------------------------------------
-
-
-def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
+# --- validation ---------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -343,7 +278,7 @@ def _model_of(cls: type[Method]) -> type[pydantic.BaseModel]:
     """A pydantic model with the dataclass's fields; nested methods may be given as specs or text."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}
-    for field in _fields(cls):
+    for field in hyperparameters(cls):
         hint = hints[field.name]
         kinds = [k for k in (hint, *typing.get_args(hint)) if isinstance(k, type) and issubclass(k, Method)]
         if kinds:
@@ -377,94 +312,6 @@ def _sentence(cls: type[Method], problem: Any) -> str:
     if name in ("eps", "step") and isinstance(got, int | float) and not isinstance(got, bool) and 1 < got <= 255:
         message += f" Did you mean {got:g}/255?"
     return message
-
-
-@functools.cache
-def _card(cls: type[Method]) -> Card:
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    described = argument_docs(doc)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = tuple(
-        FieldCard(f.name, _type_name(hints[f.name]), _default(f), _accepts(hints[f.name]), described.get(f.name, ""))
-        for f in _fields(cls)
-    )
-    parts = cls.__module__.split(".")
-    family = parts[1] if parts[0] == "holdfast" and len(parts) > 2 else parts[0]
-    title = cls.title if cls.title != cls.id else doc.split("\n", 1)[0].rstrip(".") or cls.id
-    return Card(cls.id, cls.kind, family, title, cls.paper, doc.split("\n\n", 1)[0].replace("\n", " "), doc, fields)
-
-
-def argument_docs(doc: str) -> dict[str, str]:
-    """Read the ``Args:`` section of a Google-style docstring; ``a, b: text`` describes both."""
-    match = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", doc, re.MULTILINE)
-    described: dict[str, str] = {}
-    if match:
-        for entry in re.split(r"\n(?= {4}\S)", match.group(1).rstrip()):
-            names, _, text = entry.strip().partition(":")
-            for name in names.split(","):
-                described[name.strip()] = " ".join(text.split())
-    return described
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(map(repr, typing.get_args(hint)))
-    args = typing.get_args(hint)
-    if args and type(None) in args:
-        return " | ".join(_type_name(a) for a in args)
-    if hint is type(None):
-        return "none"
-    name = getattr(typing.get_origin(hint) or hint, "__name__", str(hint))
-    return f"{name}[{', '.join('...' if a is ... else _type_name(a) for a in args)}]" if args else name
-
-
-_NOUNS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-
-
-def _accepts(hint: Any) -> str:
-    """The type and bounds of a field in words, e.g. ``a number in (0, 1]``."""
-    bounds: dict[str, Any] = {}
-    while typing.get_origin(hint) is typing.Annotated:
-        hint, *extras = typing.get_args(hint)
-        for extra in extras:
-            for item in [extra, *getattr(extra, "metadata", ())]:
-                bounds |= {k: getattr(item, k) for k in ("gt", "ge", "lt", "le") if getattr(item, k, None) is not None}
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(repr, args))
-    if args and type(None) in args:
-        return " or ".join([_accepts(a) for a in args if a is not type(None)] + ["none"])
-    if typing.get_origin(hint) is tuple and args[1:] == (...,):
-        return f"a list, each of it {_accepts(args[0])}"
-    if isinstance(hint, type) and issubclass(hint, Method):
-        return f"{'an' if hint.kind[0] in 'aeiou' else 'a'} {hint.kind}"
-    noun = _NOUNS.get(getattr(hint, "__name__", ""), f"of type {_type_name(hint)}")
-    low = f"[{_number(bounds['ge'])}" if "ge" in bounds else f"({_number(bounds['gt'])}" if "gt" in bounds else None
-    high = f"{_number(bounds['le'])}]" if "le" in bounds else f"{_number(bounds['lt'])})" if "lt" in bounds else None
-    if low and high:
-        return f"{noun} in {low}, {high}"
-    if low:
-        return f"{noun} {'of at least' if 'ge' in bounds else 'above'} {_number(bounds.get('ge', bounds.get('gt')))}"
-    if high:
-        return f"{noun} {'of at most' if 'le' in bounds else 'below'} {_number(bounds.get('le', bounds.get('lt')))}"
-    return noun
-
-
-def _number(value: Any) -> str:
-    fraction = Fraction(value).limit_denominator(255)
-    if fraction.denominator == 255 and float(fraction) == value:
-        return f"{fraction.numerator}/255"
-    return f"{value:g}"
-
-
-def _plain(value: Any) -> Any:
-    if value is dataclasses.MISSING:
-        return None
-    if isinstance(value, Method | specs.Spec):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _spec_value(value: Any) -> Any:

@@ -20,7 +20,11 @@ __all__ = ["Crop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crop(BatchTransform, id="crop", paper=Paper(arxiv="1512.03385", venue="CVPR", year=2016)):
+class Crop(
+    BatchTransform,
+    id="crop",
+    paper=Paper(title="Deep Residual Learning for Image Recognition", arxiv="1512.03385", venue="CVPR", year=2016),
+):
     """Random crop of the padded image, at its own place for every image.
 
     Args:

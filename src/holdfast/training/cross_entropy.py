@@ -21,7 +21,13 @@ __all__ = ["CrossEntropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy(Objective, id="cross-entropy", paper=Paper(arxiv="1512.00567", venue="CVPR", year=2016)):
+class CrossEntropy(
+    Objective,
+    id="cross-entropy",
+    paper=Paper(
+        title="Rethinking the Inception Architecture for Computer Vision", arxiv="1512.00567", venue="CVPR", year=2016
+    ),
+):
     """Mean cross-entropy of the batch.
 
     Args:

@@ -18,7 +18,13 @@ __all__ = ["Cutout"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cutout(BatchTransform, id="cutout", paper=Paper(arxiv="1708.04552", year=2017)):
+class Cutout(
+    BatchTransform,
+    id="cutout",
+    paper=Paper(
+        title="Improved Regularization of Convolutional Neural Networks with Cutout", arxiv="1708.04552", year=2017
+    ),
+):
     """A black square, centred anywhere in the image, so that part of it may lie outside.
 
     Args:

@@ -62,7 +62,11 @@ class SGD(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer, id="adam", paper=Paper(arxiv="1412.6980", venue="ICLR", year=2015)):
+class Adam(
+    Optimizer,
+    id="adam",
+    paper=Paper(title="Adam: A Method for Stochastic Optimization", arxiv="1412.6980", venue="ICLR", year=2015),
+):
     """Adam: steps scaled by running moments of the gradient.
 
     Args:
@@ -85,7 +89,11 @@ class Adam(Optimizer, id="adam", paper=Paper(arxiv="1412.6980", venue="ICLR", ye
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer, id="adamw", paper=Paper(arxiv="1711.05101", venue="ICLR", year=2019)):
+class AdamW(
+    Optimizer,
+    id="adamw",
+    paper=Paper(title="Decoupled Weight Decay Regularization", arxiv="1711.05101", venue="ICLR", year=2019),
+):
     """Adam with weight decay apart from the gradient.
 
     Args:

@@ -47,7 +47,13 @@ class Constant(Schedule, id="constant"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule, id="cosine", paper=Paper(arxiv="1608.03983", venue="ICLR", year=2017)):
+class Cosine(
+    Schedule,
+    id="cosine",
+    paper=Paper(
+        title="SGDR: Stochastic Gradient Descent with Warm Restarts", arxiv="1608.03983", venue="ICLR", year=2017
+    ),
+):
     """Down along half a cosine, after an optional linear warm-up.
 
     Args:
@@ -66,7 +72,15 @@ class Cosine(Schedule, id="cosine", paper=Paper(arxiv="1608.03983", venue="ICLR"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCycle(Schedule, id="one-cycle", paper=Paper(arxiv="1708.07120", year=2017)):
+class OneCycle(
+    Schedule,
+    id="one-cycle",
+    paper=Paper(
+        title="Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates",
+        arxiv="1708.07120",
+        year=2017,
+    ),
+):
     """Up from a small rate to the peak, then down to nothing.
 
     Args:
