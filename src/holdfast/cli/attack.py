@@ -36,7 +36,7 @@ def attack_command(
     With `--out`, writes `samples.parquet` (per image: label, prediction, success, norm, queries) and
     `adversarial.safetensors` (the images), and goes on where a stopped run left off.
 
-    Example: `holdfast attack 'pgd(steps=50, restarts=10)' --model zoo:cifar10-resnet20-at --data cifar10 -n 1000`
+    Example: `holdfast attack 'pgd(steps=50, restarts=10)' --model zoo:cifar10-resnet20 --data cifar10 -n 1000`
     """
     from holdfast import catalog
     from holdfast.data.order import first_images
