@@ -1,5 +1,6 @@
 """Killed at any moment and started again with the same folder, a command gives what it would have given."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,6 +47,32 @@ def kill_at_random_moments(command, cwd, *, within, times, seed):
     return killed
 
 
+def kill_at_signs_of_work(command, cwd, folder, *, times, seed):
+    """Start the command, and kill it shortly after it has written something; short runs are caught that way too."""
+    moments = random.Random(seed)
+    killed = 0
+    for _ in range(times):
+        before = written(folder)
+        process = start(command, cwd)
+        while process.poll() is None and written(folder) == before:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.1))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+    return killed
+
+
+def written(folder):
+    """What stands in the folder, down to the moment it was written; files may vanish while we look."""
+    found = set()
+    for path in Path(folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((str(path), path.stat().st_mtime_ns))
+    return found
+
+
 def content(folder, names):
     return {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names}
 
@@ -68,11 +95,17 @@ def no_debris(folder):
     return not [p for p in Path(folder).rglob("*") if p.name.endswith(".tmp")]
 
 
+def kill_again_and_again(command, tmp_path, took, times, seed):
+    if times < 5:
+        return kill_at_signs_of_work(command, tmp_path, tmp_path / "broken", times=times, seed=seed)
+    return kill_at_random_moments(command, tmp_path, within=took, times=times, seed=seed)
+
+
 def check_audit(command, tmp_path, times, seed):
     began = time.monotonic()
     finish([*command, "--out", "whole"], tmp_path)
     took = time.monotonic() - began
-    killed = kill_at_random_moments([*command, "--out", "broken"], tmp_path, within=took, times=times, seed=seed)
+    killed = kill_again_and_again([*command, "--out", "broken"], tmp_path, took, times, seed)
     finish([*command, "--out", "broken"], tmp_path)
     assert killed >= times // 2, "the audit was hardly caught at work"
     assert stable(tmp_path / "broken") == stable(tmp_path / "whole")
@@ -84,7 +117,7 @@ def check_training(recipe, tmp_path, times, seed):
     began = time.monotonic()
     finish([*command, "--out", "whole"], tmp_path)
     took = time.monotonic() - began
-    killed = kill_at_random_moments([*command, "--out", "broken"], tmp_path, within=took, times=times, seed=seed)
+    killed = kill_again_and_again([*command, "--out", "broken"], tmp_path, took, times, seed)
     finish([*command, "--out", "broken"], tmp_path)
     assert killed >= times // 2, "the training was hardly caught at work"
     names = ["weights.safetensors", "metrics.csv", "metrics.jsonl"]
