@@ -22,6 +22,9 @@ __all__: list[str] = []
     metric="ECE after / before",
     better="lower",
     threshold={"smoke": 0.6, "cpu": 0.5},
+    note="The smoke experiment was changed after its first run, which failed (ratio 0.97): it judged 224 digits, where "
+    "chance alone gives most of the error. It now overfits a larger network and judges about 1,600. Thresholds and the "
+    "cpu experiment are as they were.",
 )
 def one_temperature_mends_most_of_the_calibration_error(lab: Lab) -> Measured:
     """Fit on one half of the test images, measure on the other; both halves take turns.

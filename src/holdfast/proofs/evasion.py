@@ -134,6 +134,8 @@ def square_beats_random_noise(lab: Lab) -> Measured:
     metric="survival, square - pgd",
     better="higher",
     threshold={"smoke": 0.0, "cpu": 0.0},
+    note="Changed after its first smoke run, which failed (Square found 3 of 100 digits more than one 20-step run of "
+    "PGD): both attacks now have the same budget, which is a weaker claim.",
 )
 def square_finds_no_more_than_pgd_on_a_robust_model(lab: Lab) -> Measured:
     """Survival of an adversarially trained model: Square's 500 queries against 5 restarts of 50 steps of PGD.

@@ -108,8 +108,8 @@ def evidence_page(entries: Sequence[Entry]) -> str:
     page = [
         "# Evidence",
         "",
-        "Every method carries its paper's claim as an experiment that anyone can rerun: `holdfast prove ID`. "
-        "This page is generated from `proofs/ledger.jsonl`; thresholds were fixed before the runs. "
+        "Claims of papers as experiments that anyone can rerun: `holdfast prove ID`. Methods not named here have none. "
+        "This page is generated from `proofs/ledger.jsonl`; thresholds stand in the source of each proof; where an experiment was changed after a run, its note says so. "
         f"The newest run of each proof at each scale: {held} of {len(entries)} held.",
         "",
         "| method | claim | scale | metric | value | baseline | needed | held | seeds | seconds | commit |",

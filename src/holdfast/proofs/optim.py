@@ -82,9 +82,9 @@ def sam_ends_in_flatter_minima(lab: Lab) -> Measured:
     metric="test accuracy of sam - sgd",
     better="higher",
     threshold={"smoke": -0.01, "cpu": 0.0},
-    note="At cpu scale both networks see 10,000 images for 12 epochs and still underfit, where a regulariser can only "
-    "cost; the paper's gain is measured after 200 epochs on 50,000 images. A failure here says that the experiment is "
-    "too short to show the claim, not that the claim is wrong.",
+    note="At cpu scale both networks underfit 10,000 images in 12 epochs (training accuracy, seed 0: SGD 77.1 %, SAM "
+    "69.6 %), so a regulariser mostly costs; the paper trains far longer. rho is 0.1, twice the paper's value for "
+    "CIFAR-10, and no other was tried, so the failure may be due to either.",
 )
 def sam_generalises_better(lab: Lab) -> Measured:
     """Test accuracy, SAM's minus SGD's."""
