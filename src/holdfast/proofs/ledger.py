@@ -108,8 +108,10 @@ def evidence_page(entries: Sequence[Entry]) -> str:
     page = [
         "# Evidence",
         "",
-        "Claims of papers as experiments that anyone can rerun: `holdfast prove ID`. Methods not named here have none. "
-        "This page is generated from `proofs/ledger.jsonl`; thresholds stand in the source of each proof; where an experiment was changed after a run, its note says so. "
+        "Claims of papers as experiments that anyone can rerun: `holdfast prove ID`. "
+        "Methods not named here have none on record. "
+        "This page is generated from `proofs/ledger.jsonl`; thresholds stand in the source of each proof; "
+        "where an experiment was changed after a run, its note says so. "
         f"The newest run of each proof at each scale: {held} of {len(entries)} held.",
         "",
         "| method | claim | scale | metric | value | baseline | needed | held | seeds | seconds | commit |",
