@@ -9,7 +9,7 @@ OUT    ?= holdfast-out/demo
 # The tests use small tensors: one thread per worker and a worker per core beats many threads.
 WORKERS ?= auto
 
-.PHONY: demo test lint types layers check test-slow docs evidence bench clean help
+.PHONY: demo test lint types layers check test-slow test-cuda docs evidence bench clean help
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
@@ -48,10 +48,13 @@ layers: $(VENV)/.test
 	$(BIN)/lint-imports
 
 check: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not cuda"
 
 test-slow: $(VENV)/.test  ## the long acceptance tests
 	$(BIN)/python -m pytest -q -m slow
+
+test-cuda: $(VENV)/.test  ## the tests that need a GPU
+	HOLDFAST_TEST_CUDA=1 $(BIN)/python -m pytest -q -m cuda
 
 docs: $(VENV)/.docs  ## build the documentation site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

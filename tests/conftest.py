@@ -2,7 +2,12 @@
 
 import os
 
+# The tests are the same on every machine: those that need a GPU are asked for by `make test-cuda`.
+if not os.environ.get("HOLDFAST_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # Machines that run the tests are small and shared: no deadlines, and the same examples every time.
@@ -10,6 +15,14 @@ settings.register_profile(
     "calm", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "calm"))
+
+
+def pytest_collection_modifyitems(items):
+    """Without a GPU to be used, the tests that need one are skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU (make test-cuda)"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,6 +7,7 @@ asked for the input's only), so ``.grad`` fields are left alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from holdfast.evasion import balls
 from holdfast.evasion.losses import best_other
+from holdfast.models import Replays
 
 __all__ = ["ascend", "cross_entropy_loss", "kl_from", "margin_loss"]
 
@@ -58,11 +60,13 @@ def ascend(
     loss: Literal["ce", "margin"] | Loss = "ce",
     start: Literal["uniform", "centre"] | Tensor = "uniform",
     generator: torch.Generator | None = None,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    replays: Replays | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Climb the loss from `x` within the ball of radius `eps` and the box [0, 1]; return the last iterate.
 
-    The model runs in the mode, precision and memory format in which the caller has it: wrap the call in autocast, or
-    put the model in eval mode, where that is wanted. In train mode batch normalisation sees every iterate.
+    The model runs in the mode and memory format in which the caller has it: put it in eval mode where that is wanted.
+    In train mode batch normalisation sees every iterate.
 
     Args:
         model: images to logits; a module or any differentiable function.
@@ -75,6 +79,9 @@ def ascend(
         loss: ``"ce"``, ``"margin"``, or a function of (float32 logits, y) to one loss per sample, e.g. `kl_from`.
         start: ``"uniform"`` draws it from the ball, ``"centre"`` is `x`, or the starting points themselves.
         generator: of the random start, on the CPU; required by ``start="uniform"``, e.g. ``run.rng("attack", step)``.
+        autocast: makes the context of the model's passes, e.g. ``run.autocast``.
+        replays: recordings to use, of a training in which nothing about the model changes but its weights in place,
+            with the model in eval mode and a loss given by name.
 
     Returns:
         A new tensor like `x`, detached.
@@ -82,11 +89,16 @@ def ascend(
     value = _LOSSES[loss] if isinstance(loss, str) else loss
     with torch.no_grad():
         at = _start(x, eps, norm, start, generator)
-    for _ in range(steps):
-        at.requires_grad_()
-        with torch.enable_grad():
+
+    def slope(at: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        at = at.detach().requires_grad_()
+        with torch.enable_grad(), autocast():
             total = value(model(at).float(), y).sum()
-        (gradient,) = torch.autograd.grad(total, at)
+        return torch.autograd.grad(total, at)
+
+    kind = ("slope", id(model), loss)
+    for _ in range(steps):
+        (gradient,) = slope(at, y) if replays is None else replays(kind, slope, at, y)
         with torch.no_grad():
             at = balls.project(at.detach().add_(balls.steepest(gradient, norm), alpha=step), x, eps, norm)
     return at.detach()

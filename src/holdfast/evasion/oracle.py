@@ -11,19 +11,21 @@ user's model, in float32, outside any autocast of the caller's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from holdfast.evasion.losses import Loss
-from holdfast.models import fast_twin, frozen, full_precision
+from holdfast.models import Replays, fast_twin, frozen, full_precision
 from holdfast.models.features import logits_of
 from holdfast.models.freeze import fast_layout
 from holdfast.run import Run
 
 __all__ = ["Oracle", "consult"]
+
+Pass = Callable[..., tuple[Tensor, ...]]
 
 _CPU_PIXELS = 128 * 3 * 32 * 32  # per pass; more gains nothing on a CPU, takes memory, and falls out of its caches
 
@@ -41,6 +43,7 @@ class Oracle:
     def __init__(self, judge: nn.Module, twin: nn.Module, run: Run, limit: int):
         self.judge, self.twin, self.run, self.limit = judge, twin, run, limit
         self.device = run.torch_device
+        self._replays = Replays(self.device)
         #: The model's outputs are probabilities, not logits. Their logarithms are what a softmax could have been given,
         #: so that losses keep their meaning.
         self.probabilities = False
@@ -67,7 +70,7 @@ class Oracle:
             with torch.no_grad():
                 return (self.as_logits(self.twin(x)),)
 
-        return self._in_parts(work, x)[0]
+        return self._in_parts(work, x, kind="logits")[0]
 
     def gradient(
         self, x: Float[Tensor, "n c h w"], loss: Loss, y: Int64[Tensor, " n"], target: Int64[Tensor, " n"]
@@ -94,7 +97,7 @@ class Oracle:
                 gradient = gradient.clone()
             return logits.detach(), losses.detach(), gradient
 
-        logits, losses, gradient = self._in_parts(work, x, y, target)
+        logits, losses, gradient = self._in_parts(work, x, y, target, kind=("gradient", loss))
         return logits, losses, gradient
 
     def as_logits(self, output: Tensor) -> Tensor:
@@ -102,15 +105,22 @@ class Oracle:
         output = output.float()
         return output.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else output
 
-    def _in_parts(self, work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-        """Do the work on at most `limit` rows at a time; when memory runs out, halve the limit and try again."""
+    def _in_parts(self, work: Pass, *rows: Tensor, kind: Hashable = None) -> tuple[Tensor, ...]:
+        """Do the work on at most `limit` rows at a time; when memory runs out, halve the limit and try again.
+
+        Work that is given a kind may be recorded and replayed.
+        """
         count = len(rows[0])
+
+        def do(*rows: Tensor) -> tuple[Tensor, ...]:
+            return work(*rows) if kind is None else self._replays(kind, work, *rows)
+
         while True:
             try:
                 if count <= self.limit:
-                    return work(*rows)
+                    return do(*rows)
                 starts = range(0, count, self.limit)
-                parts = [work(*(r[i : i + self.limit] for r in rows)) for i in starts]
+                parts = [do(*(r[i : i + self.limit] for r in rows)) for i in starts]
                 return tuple(torch.cat(part) for part in zip(*parts, strict=True))
             except RuntimeError as error:
                 if not _out_of_memory(error) or min(self.limit, count) == 1:

@@ -80,7 +80,7 @@ class PGDAT(
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Adversarial examples for the batch; the model's modes, statistics and gradients stay as they are."""
-        with mode_of(model, self.attack_mode), statistics_kept(model), step.run.autocast():
+        with mode_of(model, self.attack_mode), statistics_kept(model):
             return ascend(
                 model,
                 x,
@@ -90,6 +90,9 @@ class PGDAT(
                 steps=self.steps,
                 norm=self.norm,
                 generator=step.rng("pgd-at"),
+                autocast=step.run.autocast,
+                # In train mode the rows of a batch depend on each other, which a recording rounded up cannot keep.
+                replays=step.replays if self.attack_mode == "eval" else None,
             )
 
 

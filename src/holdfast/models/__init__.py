@@ -10,6 +10,7 @@ from holdfast.models.gradients import sample_gradients
 from holdfast.models.inspection import Cost, LayerInfo, layers, measure
 from holdfast.models.load import load_model
 from holdfast.models.normalize import Normalize
+from holdfast.models.replay import Replays
 from holdfast.models.timing import Latency, latency
 from holdfast.models.twin import fast_twin
 from holdfast.models.weights import load_weights, read_weights, save_weights, weights_hash
@@ -23,6 +24,7 @@ __all__ = [
     "Measured",
     "NonDeterministic",
     "Normalize",
+    "Replays",
     "ZooCard",
     "architectures",
     "build_model",

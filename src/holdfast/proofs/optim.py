@@ -19,10 +19,10 @@ __all__: list[str] = []
 
 def _pair(lab: Lab) -> dict[str, nn.Module]:
     """One recipe with SGD and with SAM around it, same initial weights, batches and number of epochs."""
-    recipe = lab.small(epochs=15) if lab.scale == "smoke" else Base(epochs=12, per_class=1000)
+    recipe = lab.pick(smoke=lab.small(epochs=15), cpu=Base(epochs=12, per_class=1000), gpu=Base(epochs=20))
     return {
         "sgd": lab.model(recipe),
-        "sam": lab.model(dataclasses.replace(recipe, wrapper="sam(rho=0.1)")),
+        "sam": lab.model(dataclasses.replace(recipe, wrapper=lab.pick(smoke="sam(rho=0.1)", cpu="sam(rho=0.05)"))),
     }
 
 
@@ -58,7 +58,7 @@ def sharpness(model: nn.Module, images: Images, *, gamma: float, draws: int, run
     source="Foret et al. 2021, Figure 3 and section 4",
     metric="sharpness of sam / sgd",
     better="lower",
-    threshold={"smoke": 0.9, "cpu": 0.7},
+    threshold={"smoke": 0.9, "cpu": 0.7, "gpu": 0.7},
 )
 def sam_ends_in_flatter_minima(lab: Lab) -> Measured:
     """Sharpness by random weight perturbation on training images, ratio of SAM's to SGD's."""
@@ -81,10 +81,10 @@ def sam_ends_in_flatter_minima(lab: Lab) -> Measured:
     source="Foret et al. 2021, Table 1 (CIFAR-10, WRN-28-10: 3.5 % to 2.7 % error)",
     metric="test accuracy of sam - sgd",
     better="higher",
-    threshold={"smoke": -0.01, "cpu": 0.0},
-    note="At cpu scale both networks underfit 10,000 images in 12 epochs (training accuracy, seed 0: SGD 77.1 %, SAM "
-    "69.6 %), so a regulariser mostly costs; the paper trains far longer. rho is 0.1, twice the paper's value for "
-    "CIFAR-10, and no other was tried, so the failure may be due to either.",
+    threshold={"smoke": -0.01, "cpu": 0.0, "gpu": 0.0},
+    note="At cpu scale both networks underfit 10,000 images in 12 epochs (seed 0, rho 0.1: training accuracy SGD "
+    "77.1 %, SAM 69.6 %), so a regulariser mostly costs; the paper trains far longer, and so does the gpu scale. The "
+    "first runs at cpu scale had rho 0.1, twice the paper's value for CIFAR-10; since then it is the paper's 0.05.",
 )
 def sam_generalises_better(lab: Lab) -> Measured:
     """Test accuracy, SAM's minus SGD's."""

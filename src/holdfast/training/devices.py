@@ -19,7 +19,7 @@ from holdfast.run import Run
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["global_generators_lent", "launch", "seed_global_generators", "share_buffers"]
+__all__ = ["global_generators_lent", "launch", "repeatable", "seed_global_generators", "share_buffers"]
 
 
 def launch(run: Run) -> Fabric:
@@ -62,6 +62,16 @@ def _broadcast(fabric: Fabric, tensor: Tensor) -> Tensor:
 def global_generators_lent(device: torch.device) -> Iterator[None]:
     """While the block runs, the global generators may be seeded at will; then they are as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """While the block runs, cuDNN takes algorithms that repeat their results; resuming a training needs that."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         yield
 
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from holdfast.data.images import Images
 from holdfast.errors import UserError
-from holdfast.models import frozen, save_weights
+from holdfast.models import Replays, frozen, save_weights
 from holdfast.models.features import logits_of
 from holdfast.run import Run, Ticker
 from holdfast.training.average import averaged_copy, update_average
 from holdfast.training.batches import Plan, evaluation_batches, one_ahead, prepare, resident
 from holdfast.training.checkpoint import interrupts, load_checkpoint, remove_leftovers, save_checkpoint
-from holdfast.training.devices import global_generators_lent, launch, seed_global_generators, share_buffers
+from holdfast.training.devices import global_generators_lent, launch, repeatable, seed_global_generators, share_buffers
 from holdfast.training.metrics import append_timing, write_metrics
 from holdfast.training.settings import Settings
 from holdfast.training.state import State, Step, statistics_kept
@@ -106,6 +106,7 @@ class Loop:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.counts = torch.bincount(images.y, minlength=images.num_classes).to(self.device)
         self.recent: list[Tensor] = []
+        self.replays = Replays(self.device)
         self.seconds = 0.0
 
     def __call__(self) -> FitResult:
@@ -115,6 +116,7 @@ class Loop:
         self._hook("on_start")
         with (
             global_generators_lent(self.device),
+            repeatable(self.device),
             interrupts() as interrupted,
             self.run.track(state.steps, "training") as ticker,
         ):
@@ -233,6 +235,7 @@ class Loop:
             total=state.steps,
             part=part,
             counts=self.counts,
+            replays=self.replays,
         )
         with self.fabric.no_backward_sync(self.module, enabled=more):
             loss = self.settings.objective(self.module, x, y, step)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.models.replay import Replays
 from holdfast.run import Run
 
 __all__ = ["State", "Step", "statistics_kept"]
@@ -29,6 +30,7 @@ class Step:
         part: which part of the step's batch this is, over accumulation and processes.
         counts: training images per class, int64 (K,).
         logits: of the pass that trains the weights, (N, K); set by `seen`.
+        replays: recordings of passes that the objective makes in every batch; they live as long as the training.
     """
 
     run: Run = field(default_factory=Run)
@@ -39,6 +41,7 @@ class Step:
     part: int = 0
     counts: Tensor | None = None
     logits: Tensor | None = None
+    replays: Replays = field(default_factory=Replays)
 
     @property
     def progress(self) -> float:
