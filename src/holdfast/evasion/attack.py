@@ -1,4 +1,7 @@
-"""Attacks within a norm ball: what they share, from the user's call to the outcome."""
+"""What attacks share, from the user's call to the outcome: `Evasion`, and `BallAttack` for those within a ball.
+
+Attacks that look for the smallest perturbation instead are in `holdfast.evasion.minimal`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,38 @@ from holdfast.methods import Attack
 from holdfast.models.freeze import fast_layout
 from holdfast.run import Run, content_keys
 
-__all__ = ["BallAttack"]
+__all__ = ["BallAttack", "Evasion"]
 
 _ROUND = 0x632BE59BD9B4E019  # odd, 63 bits: keeps the random numbers of a sample's rounds apart
 
 
-class BallAttack(Attack):
+class Evasion(Attack):
+    """An attack on one model that reports an `Outcome`."""
+
+    @abstractmethod
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, run: Run, target: Tensor | None = None) -> Outcome:
+        """Attack, and say how it went.
+
+        Args:
+            model: from images to logits; in any mode, left as it was.
+            x: float32 or float64 in [0, 1], shape (N, C, H, W), on any device.
+            y: int64 (N,), the true labels.
+            run: device, precision of gradients, seed, the most images per pass, progress.
+            target: int64 (N,), the classes to be predicted instead; by default any wrong class will do.
+
+        Raises:
+            UserError: the images, labels or targets are not as said, or the model cannot be attacked.
+        """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, run: Run, target: Tensor | None = None) -> Tensor:
+        """Attack `x` (float in [0, 1], shape (N, C, H, W)) with labels `y` (int64, (N,)); returns `x_adv` like `x`.
+
+        `target` and errors as in `run`.
+        """
+        return self.run(model, x, y, run=run, target=target).x_adv
+
+
+class BallAttack(Evasion):
     """An attack bound to a ball of radius `eps` in `norm`. Subclasses say what a search does; see `Search`."""
 
     eps: float
@@ -43,26 +72,8 @@ class BallAttack(Attack):
         """How many of the likeliest wrong classes to aim at, one after the other; 0 aims at any error."""
         return 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, run: Run, target: Tensor | None = None) -> Tensor:
-        """Attack `x` (float in [0, 1], shape (N, C, H, W)) with labels `y` (int64, (N,)); returns `x_adv` like `x`.
-
-        `target` and errors as in `run`.
-        """
-        return self.run(model, x, y, run=run, target=target).x_adv
-
     def run(self, model: nn.Module, x: Tensor, y: Tensor, *, run: Run, target: Tensor | None = None) -> Outcome:
-        """Attack, and say how it went.
-
-        Args:
-            model: from images to logits; in any mode, left as it was.
-            x: float32 or float64 in [0, 1], shape (N, C, H, W), on any device.
-            y: int64 (N,), the true labels.
-            run: device, precision of gradients, seed, the most images per pass, progress.
-            target: int64 (N,), the classes to be predicted instead; by default any wrong class will do.
-
-        Raises:
-            UserError: the images, labels or targets are not as said, or the model cannot be attacked.
-        """
+        """Attack within the ball; see `Evasion.run`."""
         check_inputs(self.id, x, y, target)
         y = y.to(x.device)
         goal = y if target is None else target.to(x.device)
@@ -86,13 +97,13 @@ class BallAttack(Attack):
             )
             with run.track(len(samples) * ledger.rounds * search.steps, self.id) as ticker:
                 drive.run(ticker)
-        queries = torch.from_numpy(ledger.queries).to(x.device)
+        passes = torch.from_numpy(ledger.queries).to(x.device)
         return Outcome(
             x_adv=ledger.x_adv,
             success=reached(aim, ledger.logits, y, goal),
             correct=correct,
-            queries=queries,
-            gradients=queries * search.gradients,
+            queries=passes * search.queries,
+            gradients=passes * search.gradients,
             distance=distance(ledger.x_adv, x, self.norm),
             logits=ledger.logits,
             clean_logits=clean,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ import holdfast
 from holdfast import stats
 from holdfast.data.images import Images, to_float
 from holdfast.errors import UserError
-from holdfast.evasion.attack import BallAttack
+from holdfast.evasion.attack import Evasion
 from holdfast.evasion.balls import Norm, distance
 from holdfast.evasion.oracle import consult
 from holdfast.evasion.outcome import Outcome
@@ -62,6 +63,12 @@ class Campaign:
         """The result in words."""
         values = self.to_json()
         clean, robust = values["clean_accuracy"], values["robust_accuracy"]
+        if values["eps"] is None and values["median_distance_of_successes"] is not None:
+            return (
+                f"{self.attack} on {values['n']} images: {1 - robust['value']:.2%} end up misclassified, at a median "
+                f"distance of {values['median_distance_of_successes']:.4g} ({values['norm']}); "
+                f"clean accuracy {clean['value']:.2%}."
+            )
         return (
             f"{self.attack} on {values['n']} images: robust accuracy {robust['value']:.2%} "
             f"(95 % interval {robust['low']:.2%} to {robust['high']:.2%}), clean accuracy {clean['value']:.2%}."
@@ -74,7 +81,7 @@ class Campaign:
         return {
             "attack": self.attack,
             "norm": o.norm,
-            "eps": o.eps,
+            "eps": o.eps if math.isfinite(o.eps) else None,
             "n": n,
             "clean_accuracy": _rate(int(o.correct.sum()), n),
             "robust_accuracy": _rate(n - int(o.success.sum()), n),
@@ -82,6 +89,7 @@ class Campaign:
             "gradients_per_image": float(o.gradients.double().mean()) if counted else None,
             "median_queries_of_successes": float(o.queries[newly].double().median()) if counted & newly.any() else None,
             "largest_distance": float(o.distance.max()),
+            "median_distance_of_successes": float(o.distance[newly].double().median()) if newly.any() else None,
         }
 
     def table(self) -> pa.Table:
@@ -101,7 +109,7 @@ class Campaign:
         return pa.table({name: values.numpy() for name, values in columns.items()})
 
 
-def campaign(attack: BallAttack | Attack, model: nn.Module, images: Images, *, run: Run) -> Campaign:
+def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> Campaign:
     """Attack every image of a split.
 
     With ``run.out``, finished parts are kept under ``state``, and at the end ``samples.parquet`` (see
@@ -141,7 +149,7 @@ def campaign(attack: BallAttack | Attack, model: nn.Module, images: Images, *, r
 
 def _attack(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, run: Run) -> Outcome:
     """The outcome that the attack reports, or, of one that returns images alone, what the model says of them."""
-    if isinstance(attack, BallAttack):
+    if isinstance(attack, Evasion):
         return attack.run(model, x, y, run=run)
     x_adv = attack(model, x, y, run=run).detach()
     if x_adv.shape != x.shape:

@@ -47,11 +47,13 @@ class Search(ABC):
         steps: an item ends after this many.
         aim: what counts as success.
         loss: what the search maximises; compares the points of one item.
-        gradients: taken per query.
+        gradients: taken per step.
+        queries: of the model, for each item, per step.
     """
 
-    def __init__(self, *, steps: int, aim: Aim, loss: Loss, gradients: int):
-        self.steps, self.aim, self.loss, self.gradients = steps, aim, loss, gradients
+    def __init__(self, *, steps: int, aim: Aim, loss: Loss, gradients: int, queries: int = 1):
+        self.steps, self.aim, self.loss = steps, aim, loss
+        self.gradients, self.queries = gradients, queries
 
     @abstractmethod
     def begin(self, fresh: State) -> None:
@@ -59,7 +61,7 @@ class Search(ABC):
 
     @abstractmethod
     def step(self, oracle: Oracle, state: State) -> None:
-        """Query the model once for each row, and move on.
+        """Query the model `queries` times for each row, and move on.
 
         The tensors are views into the slots: write into them. Set ``fooled`` where the point queried reaches the aim,
         and keep that point in ``best`` with an infinite ``best_loss``; move on all the same, for the verdict may be

@@ -100,6 +100,29 @@ class Oracle:
         logits, losses, gradient = self._in_parts(work, x, y, target, kind=("gradient", loss))
         return logits, losses, gradient
 
+    def class_gradients(
+        self, x: Float[Tensor, "n c h w"], classes: Int64[Tensor, "n m"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n m c h w"]]:
+        """Logits, and the gradients of some of them with respect to each sample, from one pass forward.
+
+        Always float32: what linearises a boundary cannot do with bf16.
+        """
+
+        def work(x: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self.as_logits(self.twin(x))
+                chosen = logits.gather(1, classes).sum(0)
+            if not chosen.requires_grad:
+                return logits.detach(), x.new_zeros(len(x), classes.shape[1], *x.shape[1:])
+            each = torch.eye(len(chosen), dtype=chosen.dtype, device=chosen.device)
+            # One batched pass backward costs about two thirds of as many single ones.
+            (gradients,) = torch.autograd.grad(chosen, x, each, is_grads_batched=True)
+            return logits.detach(), gradients.transpose(0, 1).contiguous()
+
+        logits, gradients = self._in_parts(work, x, classes)
+        return logits, gradients
+
     def as_logits(self, output: Tensor) -> Tensor:
         """The model's output in float32, with probabilities turned to their logarithms."""
         output = output.float()
