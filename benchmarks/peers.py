@@ -15,9 +15,10 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 import holdfast
 from holdfast.data import load_data
 from holdfast.data.images import to_float
+from holdfast.evasion.balls import SLACK, Norm, distance
 from holdfast.models import load_model
 from holdfast.run import Run
 
@@ -155,7 +157,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float(torch.cat(right).mean())
 
 
-def contest(entrants: list[Entrant], model: nn.Module, x: Tensor, y: Tensor, rounds: int, eps: float) -> None:
+def contest(
+    entrants: list[Entrant], model: nn.Module, x: Tensor, y: Tensor, rounds: int, eps: float, norm: Norm = "linf"
+) -> None:
     """Let the entrants attack in turn, `rounds` times; a small attack first, so that nobody pays for warming up."""
     attacks: dict[str, Attack] = {}
     for entrant in entrants:
@@ -173,8 +177,8 @@ def contest(entrants: list[Entrant], model: nn.Module, x: Tensor, y: Tensor, rou
             x_adv = attacks[entrant.name](x, y)
             entrant.cpu_seconds.append(time.process_time() - cpu)
             entrant.seconds.append(time.perf_counter() - wall)
-            excess = float((x_adv - x).abs().max()) - eps
-            if excess > 1e-6 or float(x_adv.min()) < 0 or float(x_adv.max()) > 1:
+            excess = float(distance(x_adv, x, norm).max()) - eps
+            if excess > SLACK[norm] or float(x_adv.min()) < 0 or float(x_adv.max()) > 1:
                 entrant.error = f"left the ball by {excess:.2g}"
             entrant.robust.append(accuracy(model, x_adv, y))
             print(
@@ -182,7 +186,16 @@ def contest(entrants: list[Entrant], model: nn.Module, x: Tensor, y: Tensor, rou
             )
 
 
-def write(name: str, title: str, entrants: list[Entrant], settings: dict[str, object], clean: float) -> None:
+def write(
+    name: str,
+    title: str,
+    entrants: list[Entrant],
+    settings: dict[str, object],
+    clean: float,
+    *,
+    more_lines: Sequence[str] = (),
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Write ``results/NAME.md`` and ``.json``. Ratios are of medians, to the fastest peer."""
     ran = [e for e in entrants if e.seconds and not e.error]
     fastest = min((e for e in ran if e.peer), key=lambda e: statistics.median(e.seconds), default=None)
@@ -220,6 +233,7 @@ def write(name: str, title: str, entrants: list[Entrant], settings: dict[str, ob
             )
         else:
             lines.append(f"| {entrant.name} | {entrant.version} | not run: {entrant.error} | | | |")
+    lines += more_lines
     ours = next(e for e in entrants if not e.peer)
     summary = {
         "ratio_to_fastest_peer": ratio(ours, "seconds"),
@@ -229,7 +243,7 @@ def write(name: str, title: str, entrants: list[Entrant], settings: dict[str, ob
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     content = {"settings": settings, "clean_accuracy": clean, "torch": torch.__version__, "summary": summary}
-    content |= {"holdfast": holdfast.__version__, "threads": torch.get_num_threads(), "entrants": rows}
+    content |= {"holdfast": holdfast.__version__, "threads": torch.get_num_threads(), "entrants": rows, **more}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print("\n".join(lines))
     print(json.dumps(summary))

@@ -14,7 +14,7 @@ from . import markdown
 
 __all__ = ["examples", "python"]
 
-# What an example spells out: fields that have no default, and budgets that keep the example short.
+# What an example spells out: fields that cannot be guessed, and budgets that keep the example short.
 _GIVEN = {
     "square": "square(queries=200)",
     "pgd-at": "pgd-at(steps=3)",
@@ -22,8 +22,12 @@ _GIVEN = {
     "retrain": "retrain(epochs=5, crop=none, flip=none)",
     "relabel": "relabel(drop=['0', '1'])",
     "subset": "subset(fraction=0.5)",
+    "transfer-sets": "transfer-sets(sources=['zoo:digits-convnet'], copies=1)",
+    "l2-transferability": "l2-transferability(attacks=['i-fgsm', 'mi-fgsm'], points=2)",
+    "pubdef": "pubdef(transforms=[])",
 }
 
+# By kind, or by id where a method is called in a way of its own.
 _PYTHON = {
     "attack": """
         from holdfast import Run
@@ -127,6 +131,48 @@ _PYTHON = {
             "callback": "callbacks=[{made}]",
         }.items()
     },
+    "pubdef": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.hardening import transfer_sets
+        from holdfast.models import build_model, load_model
+        from holdfast.training import fit
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = build_model("convnet", num_classes=data.num_classes, image_shape=data.shape, run=run)
+
+        train = transfer_sets(data.train, [load_model("zoo:digits-convnet")], copies=1, run=run)
+        trained = fit(model, train, epochs=1, objective={made}, run=run).model
+        """,
+    "l2-transferability": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import build_model, load_model
+        from holdfast.training import fit
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        surrogate = load_model("zoo:digits-convnet")
+        victim = build_model("mlp", num_classes=data.num_classes, image_shape=data.shape, run=run)
+        victim = fit(victim, data.train, epochs=1, run=run).model
+
+        report = {made}({{"convnet": surrogate}}, {{"mlp": victim}}, data.test.select(slice(0, 64)), run=run)
+        print(report.sentence)
+        """,
+    "surgery": """
+        from holdfast.data import load_data, to_float
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        changed = {made}(model)
+        logits = changed(to_float(data.test.x[:32]))
+        """,
     "transform": """
         from holdfast import Run
         from holdfast.data import load_data
@@ -137,6 +183,8 @@ _PYTHON = {
         """,
 }
 
+_BY_NAME = "from holdfast import catalog\n\nmethod = catalog.build({spec!r})"
+
 # Language of the fence, then the text; `{spec}` is the method as one writes it in a recipe or on the command line.
 _ELSEWHERE = {
     "attack": (
@@ -144,19 +192,24 @@ _ELSEWHERE = {
         "bash",
         "holdfast attack {quoted} --model zoo:digits-convnet --data digits -n 32",
     ),
+    "surgery": (
+        "On the command line",
+        "bash",
+        "holdfast attack 'square(queries=200)' --guard {quoted} --model zoo:digits-convnet --data digits -n 32",
+    ),
     "objective": ("In a recipe", "yaml", "objective: {spec}"),
     "optimizer": ("In a recipe", "yaml", "optimizer: {spec}"),
     "schedule": ("In a recipe", "yaml", "schedule: {spec}"),
     "optimizer-wrapper": ("In a recipe", "yaml", "wrapper: {spec}"),
-    "batch-transform": ("In a recipe", "yaml", "transforms: ['{spec}']"),
-    "transform": ("In a recipe", "yaml", "transforms: ['{spec}']"),
-    "callback": ("In a recipe", "yaml", "callbacks: ['{spec}']"),
+    "batch-transform": ("In a recipe", "yaml", 'transforms: ["{spec}"]'),
+    "transform": ("In a recipe", "yaml", 'transforms: ["{spec}"]'),
+    "callback": ("In a recipe", "yaml", 'callbacks: ["{spec}"]'),
 }
 
 
 def python(card: Card, method: type[Method]) -> str:
     """A complete example in Python; for a kind without a place of its own, how to build the method by its name."""
-    template = _PYTHON.get(card.kind, "from holdfast import catalog\n\nmethod = catalog.build({spec!r})")
+    template = _PYTHON.get(card.id) or _PYTHON.get(card.kind, _BY_NAME)
     imports, _, rest = textwrap.dedent(template).strip().format(**_names(card, method)).partition("\n\n")
     return "\n".join([*sorted(imports.splitlines()), "", rest, ""])
 

@@ -97,7 +97,9 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def card_of(cls: Any) -> Card:
     """The card of a method class, from its class line, its dataclass fields and its docstring."""
     doc = inspect.cleandoc(cls.__doc__ or "")
-    described = argument_docs(doc)
+    described: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # what a field means may be said once, where several methods inherit it from
+        described |= argument_docs(inspect.cleandoc(base.__doc__ or ""))
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = tuple(
         FieldCard(f.name, type_name(hints[f.name]), default_of(f), accepts(hints[f.name]), described.get(f.name, ""))

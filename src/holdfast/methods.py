@@ -31,6 +31,7 @@ from holdfast.errors import UserError, did_you_mean
 from holdfast.run import Run
 
 __all__ = [
+    "Analysis",
     "Attack",
     "BatchTransform",
     "Calibrator",
@@ -45,6 +46,7 @@ __all__ = [
     "Objective",
     "OptimizerWrapper",
     "Paper",
+    "Report",
     "Scanner",
     "Surgery",
     "Transform",
@@ -133,7 +135,9 @@ class Attack(Method, kind="attack"):
 
 
 class Objective(Method, kind="objective"):
-    """A training loss."""
+    """A training loss. It may read columns of the training set, named in `columns`; they come in ``step.columns``."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Any) -> Tensor:
@@ -268,6 +272,25 @@ class Scanner(Method, kind="scanner"):
     @abstractmethod
     def __call__(self, model: nn.Module, images: Any, *, run: Run) -> Any:
         """Return the verdict."""
+
+
+class Report(typing.Protocol):
+    """What an analysis found."""
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as plain values."""
+
+
+class Analysis(Method, kind="analysis"):
+    """Answers a question about models and data with a report."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        """Analyse the models and images given, as each analysis says for itself, with the `Run` in ``run``."""
 
 
 # --- validation ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ FIELDS = [pytest.param(m, f, id=f"{m.id}.{f.name}") for m in METHODS for f in da
 
 # Tools rather than techniques: nobody published them. Everything else cites its paper.
 WITHOUT_A_PAPER = {"constant", "multi-step", "subset", "relabel", "label-noise", "long-tail", "track"}
+WITHOUT_A_PAPER |= {"random-noise", "random-sign", "random-pairs"}
 
 # What cannot be left out, because the method cannot guess it.
 NEEDED = {"subset": {"fraction": 0.5}}
@@ -30,7 +31,7 @@ NEEDED = {"subset": {"fraction": 0.5}}
 TRIED = [
     *(1, 2, 3, 7, 50, 0, 0.3, 0.05, 0.9, 1.5, 12.5, True, False, None),
     *([0.25, 0.5], [1, 2, 3]),
-    *("http://localhost:5000", ["cat->animal"]),
+    *("http://localhost:5000", ["cat->animal"], ["pgd"], ["flip"]),
     *("sgd(lr=0.5)", "cosine(warmup=0.25)", "crop(padding=2)", "flip(p=0.25)", "pgd(steps=3)", "energy"),
 ]
 NONSENSE = [math.nan, math.inf, -math.inf, object(), {"a": 1}, "no such thing", [[["x"]]]]

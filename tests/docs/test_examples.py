@@ -99,8 +99,8 @@ def play(page, folder, *, with_commands):
 
 
 PAGES = (
-    "adding-a-check.md", "adding-a-method.md", "concepts.md", "exit-codes.md", "index.md", "policy.md", "proofs.md",
-    "tutorial.md",
+    "adding-a-check.md", "adding-a-method.md", "concepts.md", "deployed.md", "exit-codes.md", "index.md", "policy.md",
+    "proofs.md", "tutorial.md",
 )  # fmt: skip
 
 

@@ -58,6 +58,22 @@ def test_on_a_linear_model_l2_reaches_the_exact_distance_to_the_boundary():
         assert 3 < outcome.success.sum() < 38
 
 
+def test_l1_spends_its_radius_on_few_pixels_and_finds_what_noise_of_that_norm_does_not():
+    model, x, y = small_net()
+    outcome = PGD(eps=4, norm="l1", steps=20).run(model, x, y, run=Run())
+    noise = PGD(eps=4, norm="l1", steps=1, step=1e-9).run(model, x, y, run=Run())
+    assert outcome.success.sum() > noise.success.sum() + 5
+    moved = (outcome.x_adv != x).flatten(1).sum(1)[~outcome.success]
+    assert (moved < 300).all()
+    assert outcome.distance.max() <= 4 + 1e-5
+
+
+def test_attacks_say_which_norms_they_know():
+    for spec in ("fgsm(norm=l1)", "fgsm(norm=l0)"):
+        with pytest.raises(UserError, match=r"^fgsm: norm must be .*'linf'.*'l2'.* got 'l[10]'"):
+            catalog.build(spec)
+
+
 def test_fgsm_is_one_step_of_pgd():
     model, x, y = small_net()
     one = PGD(eps=0.01, steps=1, random_start=False)
@@ -193,6 +209,7 @@ def test_momentum_remembers_earlier_gradients():
         ("pgd(steps=1)", 8 / 255),
         ("pgd(steps=5)", 4 / 255),
         ("pgd(norm=l2, eps=0.5, steps=10)", 0.125),
+        ("pgd(norm=l1, eps=12, steps=20)", 6.0),
         ("pgd(step=0.01)", 0.01),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from holdfast.evasion import Square
-from holdfast.evasion.square import squares
+from holdfast.evasion.patches import squares
 from holdfast.models import build_model
 from holdfast.run import Run
 

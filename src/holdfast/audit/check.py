@@ -97,6 +97,9 @@ class Check(ABC):
     title: ClassVar[str]
     question: ClassVar[str]
     limits: ClassVar[Mapping[str, Rule]] = {}
+    #: What it needs of the model beside answers: ``weights``, ``gradients``, or ``scores`` (more than labels). Where
+    #: the model has none to give, the finding is `not assessed`.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     registry: ClassVar[dict[str, type[Check]]] = {}
 
@@ -107,6 +110,8 @@ class Check(ABC):
                 raise TypeError(f"{cls.__qualname__}: a check must have a text for {name!r}")
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cls.id):
             raise TypeError(f"{cls.__qualname__}: a check's id is kebab-case, got {cls.id!r}")
+        if not set(cls.needs) <= {"weights", "gradients", "scores"}:
+            raise TypeError(f"{cls.__qualname__}: a check may need weights, gradients or scores, got {cls.needs!r}")
         if cls.section not in {axis.id for axis in AXES}:
             raise TypeError(f"{cls.__qualname__}: there is no section {cls.section!r}")
         taken = Check.registry.get(cls.id)

@@ -15,6 +15,9 @@ from holdfast.errors import UserError, one_of
 __all__ = ["PROFILES", "Profile", "profile_of"]
 
 
+_MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Sample counts and budgets.
@@ -28,6 +31,9 @@ class Profile:
         severities: 1 to 5.
         ood_images: of each set of unknown inputs.
         attack_images, pgd_steps, pgd_restarts: of the gradient attacks.
+        apgd_steps, apgd_targets: of Auto-PGD on what PGD leaves, untargeted and towards so many classes; 0 takes PGD
+            on the margin instead.
+        fab_steps: of FAB, towards as many classes, on what Auto-PGD leaves; 0 leaves it out.
         square_images, square_queries: of the black-box attack.
         curve_images, curve_steps: of robust accuracy over the radius.
         masking_images, masking_steps, masking_queries: of the tests for masked gradients.
@@ -48,6 +54,9 @@ class Profile:
     attack_images: int | None
     pgd_steps: int
     pgd_restarts: int
+    apgd_steps: int
+    apgd_targets: int
+    fab_steps: int
     square_images: int | None
     square_queries: int
     curve_images: int | None
@@ -65,8 +74,9 @@ class Profile:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"profile {self.name}: {field.name} must be at least 1, got {value}.")
+            least = 0 if field.name in _MAY_BE_LEFT_OUT else 1
+            if isinstance(value, int) and value < least:
+                raise UserError(f"profile {self.name}: {field.name} must be at least {least}, got {value}.")
         if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
             raise UserError(f"profile {self.name}: severities must be among 1 to 5, got {self.severities}.")
 
@@ -89,6 +99,9 @@ PROFILES: dict[str, Profile] = {
             attack_images=200,
             pgd_steps=20,
             pgd_restarts=2,
+            apgd_steps=0,
+            apgd_targets=0,
+            fab_steps=0,
             square_images=100,
             square_queries=300,
             curve_images=100,
@@ -113,7 +126,10 @@ PROFILES: dict[str, Profile] = {
             ood_images=2000,
             attack_images=1000,
             pgd_steps=20,
-            pgd_restarts=3,
+            pgd_restarts=2,
+            apgd_steps=50,
+            apgd_targets=3,
+            fab_steps=0,
             square_images=300,
             square_queries=1000,
             curve_images=250,
@@ -138,7 +154,10 @@ PROFILES: dict[str, Profile] = {
             ood_images=None,
             attack_images=None,
             pgd_steps=50,
-            pgd_restarts=10,
+            pgd_restarts=3,
+            apgd_steps=100,
+            apgd_targets=9,
+            fab_steps=100,
             square_images=None,
             square_queries=5000,
             curve_images=None,

@@ -30,9 +30,9 @@ class ModelInfo(_Record):
 
     name: str
     architecture: str = Field(description="the class, or the name of the reference architecture")
-    parameters: int
+    parameters: int | None = Field(description="None of a model that only answers queries")
     fingerprint: str = Field(description="hash of weights, structure and the user's own code")
-    weights: str = Field(description="hash of the weights alone")
+    weights: str = Field(description="hash of the weights alone; of a deployed model, of its address and metadata")
 
 
 class DataInfo(_Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import time
 import warnings
@@ -28,7 +29,7 @@ from holdfast.audit.store import Store, digest
 from holdfast.audit.subject import Subject
 from holdfast.data import Data
 from holdfast.errors import UserError
-from holdfast.models import NonDeterministic, predict
+from holdfast.models import MixesSamples, NonDeterministic, QueriesSpent, Unanswered, forget, predict, queryables
 from holdfast.models.weights import weights_hash
 from holdfast.run import Run
 
@@ -54,6 +55,9 @@ def audit(
     kept under ``state``: an audit that was stopped, even killed, goes on where it was when started again with the same
     folder, and ends with the same result.
 
+    A `Queryable`, such as a deployed model, is audited by its answers: checks that need more are not assessed, nor are
+    those that its budget of queries does not suffice for; with a larger budget and the same folder they are asked then.
+
     Args:
         model: float images in [0, 1], (N, C, H, W), to logits (N, K).
         data: with a test split; a training split lets membership and the generalisation gap be measured, a validation
@@ -66,8 +70,8 @@ def audit(
         run: device, seed, batch size, output folder.
 
     Raises:
-        UserError: the model does not fit the data, the output folder holds the audit of something else, or the profile,
-            the policy or a check's name is not known.
+        UserError: the model does not fit the data or stops answering, the output folder holds the audit of something
+            else, or the profile, the policy or a check's name is not known.
     """
     began = time.perf_counter()
     run = run or Run()
@@ -76,13 +80,17 @@ def audit(
     policy = load_policy(policy, {check.id: check.limits for check in checks if check.limits})
     _verify_fit(model, data, run)
     identity = {"model": model_fingerprint(model), "data": data_fingerprint(data)}
-    store = Store(run.out, identity, seed=run.seed_for("audit"))
+    store = Store(run.out, identity, seed=run.seed_for("audit"), between=functools.partial(forget, model))
     subject = Subject(model, data, profile=profile, policy=policy, run=run, store=store)
+
+    if queryables(model):
+        subject.features("test")  # where queries are limited, those come first that everything else builds on
 
     findings: list[Finding] = []
     columns: Columns = {}
     with run.track(len(checks), "audit") as ticker, warnings.catch_warnings():
         warnings.simplefilter("ignore", NonDeterministic)  # the check of determinism says it, with numbers
+        warnings.simplefilter("ignore", MixesSamples)  # and this too
         for check in checks:
             ticker.advance(0, check.title)
             finding, made = _ask(check, subject)
@@ -101,7 +109,7 @@ def audit(
         model=ModelInfo(
             name=title,
             architecture=str(getattr(model, "architecture", None) or type(model).__name__),
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=None if subject.only_answers else sum(p.numel() for p in model.parameters()),
             fingerprint=identity["model"],
             weights=weights_hash(model),
         ),
@@ -130,8 +138,13 @@ def _ask(check: Check, subject: Subject) -> tuple[Finding, Columns]:
     }
 
     def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        lacking = subject.lacks(check.needs)
+        if lacking:
+            return {"error": lacking}, {}
         try:
             answer = check(subject)
+        except Unanswered:  # of the moment, not of the model: it must not be kept
+            raise
         except UserError as error:  # the question does not apply to this subject, and the report says why
             return {"error": str(error)}, {}
         return {
@@ -144,7 +157,10 @@ def _ask(check: Check, subject: Subject) -> tuple[Finding, Columns]:
             "seconds": time.perf_counter() - began,
         }, _flat(check, answer, subject)
 
-    content, tensors = subject.store.record(f"finding-{check.id}", settings, compute)
+    try:
+        content, tensors = subject.store.record(f"finding-{check.id}", settings, compute)
+    except QueriesSpent as error:  # the others may need fewer, or none; with a larger budget it is asked again
+        content, tensors = {"error": str(error)}, {}
     return _finding(check, content, sorted(tensors), subject.policy), _nested(tensors)
 
 

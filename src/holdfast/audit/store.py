@@ -56,9 +56,18 @@ class Store:
         identity: of what is audited, as plain values; part of every key.
         seed: of the run; part of every key. A model that draws random numbers of its own (it should not) draws them
             from this seed too, so that even its audit can go on where it stopped.
+        between: called at the borders of every result. What a model remembers of the queries of one must not reach the
+            next, or an audit that goes on, and starts without memories, would come to another result.
     """
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any], seed: int = 0):
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+        seed: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ):
+        self._between = between
         self.folder = None if folder is None else folder / "state"
         self.identity, self.seed = dict(identity), seed
         self.code = code_hash()
@@ -77,6 +86,7 @@ class Store:
             compute: makes them.
             keep: hold them in memory too, for those who ask again.
         """
+        self._between()
         key = self._key(name, settings)
         if key in self._kept:
             return self._kept[key]
@@ -84,6 +94,7 @@ class Store:
         if content is None:
             with self._own_randomness(key):
                 content = {k: v.detach().cpu().contiguous() for k, v in compute().items()}
+            self._between()
             self._write(key, content, None)
         if keep:
             self._kept[key] = content
@@ -93,12 +104,14 @@ class Store:
         self, name: str, settings: Mapping[str, Any], compute: Callable[[], tuple[Any, dict[str, Tensor]]]
     ) -> tuple[Any, dict[str, Tensor]]:
         """Plain values together with tensors, that `compute` gives for these settings; computed at most once."""
+        self._between()
         key = self._key(name, settings)
         tensors, value = self._read(key)
         if tensors is not None:
             return value, tensors
         with self._own_randomness(key):
             value, tensors = compute()
+        self._between()
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         self._write(key, tensors, value)
         return value, tensors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,15 @@ from holdfast.audit.store import Store
 from holdfast.data import Data, Images, corrupt, ood_sets, to_float
 from holdfast.data.order import fair_order
 from holdfast.errors import UserError, one_of
-from holdfast.evasion import BallAttack
+from holdfast.evasion import Evasion
 from holdfast.evasion.masking import Sign, masking_signs
-from holdfast.models import Features, extract, frozen
+from holdfast.models import Features, extract, frozen, only_answers, queryables
 from holdfast.run import Run
 
 __all__ = ["PART", "UNKNOWN", "Subject"]
 
 PART = 256  # images per part of an attack; fixed, so that resumed audits are cut alike
+ASKED_PART = 64  # of a model whose every answer costs: less is lost by a kill
 ALL_UNKNOWN = 10_000  # images of a set that is drawn, when the profile asks for all there are
 UNKNOWN = "ood/"  # names of splits made of unknown images begin so
 
@@ -55,6 +57,25 @@ class Subject:
         self._orders: dict[str, Tensor | None] = {}
         self._images: dict[str, Images] = {}
         self._predictions: dict[str, Predictions] = {}
+
+    def lacks(self, needs: Iterable[str]) -> str:
+        """Why this model cannot be asked what a check asks; empty where it can.
+
+        Args:
+            needs: what the check needs of the model, see `Check.needs`.
+        """
+        labels = any(part.labels_only for part in queryables(self.model))
+        missing = {"weights": self.only_answers, "gradients": self.only_answers, "scores": labels}
+        for need in needs:
+            if missing[need]:
+                gives = "gives labels" if need == "scores" else "answers queries"
+                return f"It needs the {need}, but this model only {gives}."
+        return ""
+
+    @functools.cached_property
+    def only_answers(self) -> bool:
+        """Whether the model has neither weights nor gradients to look at."""
+        return only_answers(self.model)
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +206,7 @@ class Subject:
         """Images with a corruption, always the same for the same images."""
         return corrupt(x, name, severity, run=self.run)
 
-    def attacked(self, attack: BallAttack, which: NDArray[np.int64], *, examples: int = 0) -> Attacked:
+    def attacked(self, attack: Evasion, which: NDArray[np.int64], *, examples: int = 0) -> Attacked:
         """What an attack does to test images; worked out and kept in parts, so that little is lost by a kill.
 
         Args:
@@ -193,8 +214,9 @@ class Subject:
             which: positions of the images among those of `test`.
             examples: how many adversarial images to keep of each part.
         """
+        size = ASKED_PART if queryables(self.model) else PART
         parts = [
-            self._attacked_part(attack, which[start : start + PART], examples) for start in range(0, len(which), PART)
+            self._attacked_part(attack, which[start : start + size], examples) for start in range(0, len(which), size)
         ]
         return (
             Attacked(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
@@ -202,7 +224,7 @@ class Subject:
             else (Attacked.nothing(self.test.x))
         )
 
-    def _attacked_part(self, attack: BallAttack, which: NDArray[np.int64], examples: int) -> dict[str, Tensor]:
+    def _attacked_part(self, attack: Evasion, which: NDArray[np.int64], examples: int) -> dict[str, Tensor]:
         def compute() -> dict[str, Tensor]:
             rows = self.test.select(which)
             found = attack.run(self.model, to_float(rows.x), rows.y, run=self.run)

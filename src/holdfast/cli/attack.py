@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Model, Out, Quiet, Seed, Weights, print_json
+from holdfast.cli.options import (
+    BatchSize,
+    DataSpec,
+    Device,
+    Guards,
+    Json,
+    MaxQueries,
+    MaxRate,
+    Model,
+    Out,
+    Quiet,
+    Seed,
+    Weights,
+    print_json,
+)
 
 
 def attack_command(
@@ -18,6 +32,10 @@ def attack_command(
     model: Model,
     data: DataSpec,
     weights: Weights = None,
+    guard: Guards = None,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="The attacker knows the guard, and searches on what it offers.")
+    ] = False,
     n: Annotated[
         int | None,
         typer.Option(
@@ -25,6 +43,8 @@ def attack_command(
         ),
     ] = None,
     out: Out = None,
+    max_queries: MaxQueries = None,
+    max_rate: MaxRate = None,
     seed: Seed = 0,
     device: Device = "auto",
     batch_size: BatchSize = 512,
@@ -40,17 +60,22 @@ def attack_command(
     """
     from holdfast import catalog
     from holdfast.data.order import first_images
+    from holdfast.evasion.adaptive import informed
     from holdfast.evasion.campaign import campaign
     from holdfast.methods import Attack
 
     method = catalog.build(attack, kind=Attack)
     run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
     network, bundle = options.load(model, weights, data, run)
+    options.limit(network, max_queries, max_rate)
+    network = options.guarded(network, guard)
+    network = informed(network) if adaptive else network
     images = first_images(bundle.test, n, run.rng("order", "test"))
     result = campaign(method, network, images, run=run)
     if as_json:
         print_json(result.to_json())
     else:
         typer.echo(result.sentence)
+        options.say_usage(network)
         if out is not None:
             typer.echo(f"Per image: {out.resolve() / 'samples.parquet'}")

@@ -12,7 +12,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Model, Quiet, Seed, Weights, print_json
+from holdfast.cli.options import (
+    BatchSize,
+    DataSpec,
+    Device,
+    Guards,
+    Json,
+    MaxQueries,
+    MaxRate,
+    Model,
+    Quiet,
+    Seed,
+    Weights,
+    print_json,
+)
 
 _STYLES = {"pass": "green", "attention": "yellow", "fail": "red", "not assessed": "dim"}
 
@@ -29,6 +42,7 @@ def audit_command(
     model: Model,
     data: DataSpec,
     weights: Weights = None,
+    guard: Guards = None,
     profile: Annotated[Profile, typer.Option("--profile", "-p", help="How much is measured.")] = Profile.quick,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="YAML with your own limits; what it leaves out keeps the defaults.")
@@ -41,6 +55,8 @@ def audit_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the report. With the same folder, a stopped audit goes on.")
     ] = Path("holdfast-out/audit"),
+    max_queries: MaxQueries = None,
+    max_rate: MaxRate = None,
     seed: Seed = 0,
     device: Device = "auto",
     batch_size: BatchSize = 512,
@@ -60,14 +76,15 @@ def audit_command(
 
     run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
     network, bundle = options.load(model, weights, data, run)
+    options.limit(network, max_queries, max_rate)
     result = audit(
-        network,
+        options.guarded(network, guard),
         bundle,
         profile=profile.value,
         policy=policy,
         only=only or None,
-        name=name or (weights or model),
-        command=_command(model, weights, data, profile, policy, seed, out),
+        name=name or " behind ".join([weights or model, *(guard or ())]),
+        command=_command(model, weights, guard, data, profile, policy, max_queries, seed, out),
         run=run,
     )
     page = write_report(result, out)
@@ -75,20 +92,31 @@ def audit_command(
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
+        options.say_usage(network)
         _summary(result, page)
     if gate and result.failed:
         raise typer.Exit(1)
 
 
 def _command(
-    model: str, weights: str | None, data: str, profile: Profile, policy: Path | None, seed: int, out: Path
+    model: str,
+    weights: str | None,
+    guard: list[str] | None,
+    data: str,
+    profile: Profile,
+    policy: Path | None,
+    max_queries: int | None,
+    seed: int,
+    out: Path,
 ) -> str:
     import shlex
 
     words = ["holdfast", "audit", "--model", model]
     words += ["--weights", weights] if weights else []
+    words += [word for spec in guard or () for word in ("--guard", spec)]
     words += ["--data", data, "--profile", profile.value]
     words += ["--policy", str(policy)] if policy else []
+    words += ["--max-queries", str(max_queries)] if max_queries else []
     words += ["--seed", str(seed)] if seed else []
     return shlex.join(words)
 

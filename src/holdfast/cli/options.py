@@ -20,7 +20,8 @@ Model = Annotated[
         "--model",
         "-m",
         help="An architecture (`resnet20`), `zoo:NAME`, your own `my.py:make` or `package.module:factory`, "
-        "or a `.safetensors` file that names its architecture.",
+        "a `.safetensors` file that names its architecture, or the address of a deployed model, "
+        "`http://host:port/v2/models/NAME`.",
         show_default=False,
     ),
 ]
@@ -37,6 +38,25 @@ DataSpec = Annotated[
         "`.parquet`, or an archive of one.",
         show_default=False,
     ),
+]
+Guards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guard",
+        help="Put the model behind a guard (or any surgery) first, e.g. `'aaa(tau=6)'`; may be repeated, in order.",
+    ),
+]
+MaxQueries = Annotated[
+    int | None,
+    typer.Option(
+        "--max-queries",
+        help="Send a deployed model at most so many images (in this start of the command); the rest is left out.",
+        min=1,
+    ),
+]
+MaxRate = Annotated[
+    float | None,
+    typer.Option("--max-rate", help="Send a deployed model at most so many images a second.", min=0.001),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for results. With the same folder, a stopped run goes on.")
@@ -62,6 +82,40 @@ def load(model: str, weights: str | None, data: str, run: Run) -> tuple[nn.Modul
 
     bundle = load_data(data, run=run)
     return load_model(model, weights=weights, num_classes=bundle.num_classes, image_shape=bundle.shape), bundle
+
+
+def limit(model: nn.Module, max_queries: int | None, max_rate: float | None) -> None:
+    """Set the budget and the rate of a model that is asked.
+
+    Raises:
+        UserError: it is not asked, but computed here.
+    """
+    from holdfast.errors import UserError
+    from holdfast.models import queryables
+
+    asked = queryables(model)
+    if not asked and (max_queries is not None or max_rate is not None):
+        raise UserError("--max-queries and --max-rate are for models that are asked, such as http://..., not for this.")
+    for part in asked:
+        part.limit(max_queries=max_queries, max_rate=max_rate)
+
+
+def say_usage(model: nn.Module) -> None:
+    """Say what the queries of a model that is asked came to."""
+    from holdfast.models import queryables
+
+    for part in queryables(model):
+        typer.echo(f"{part.name}: {part.usage}")
+
+
+def guarded(model: nn.Module, guards: list[str] | None) -> nn.Module:
+    """The model behind the guards, the first one innermost."""
+    from holdfast import catalog
+    from holdfast.methods import Surgery
+
+    for spec in guards or ():
+        model = catalog.build(spec, kind=Surgery)(model)
+    return model
 
 
 def print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ Attacks that look for the smallest perturbation instead are in `holdfast.evasion
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from holdfast.evasion.balls import Norm, distance
 from holdfast.evasion.loop import Drive, Search
 from holdfast.evasion.losses import Aim, reached
-from holdfast.evasion.oracle import Oracle, consult
+from holdfast.evasion.oracle import Oracle, consult, demand_gradients
 from holdfast.evasion.outcome import Outcome, check_inputs, check_labels
 from holdfast.evasion.pool import Ledger, State
 from holdfast.methods import Attack
@@ -28,6 +29,10 @@ _ROUND = 0x632BE59BD9B4E019  # odd, 63 bits: keeps the random numbers of a sampl
 
 class Evasion(Attack):
     """An attack on one model that reports an `Outcome`."""
+
+    #: What happens to an image depends on the others of the call, as where one pattern serves them all; such an attack
+    #: gets a whole split at once. Of all others the result for an image is its own.
+    joint: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: nn.Module, x: Tensor, y: Tensor, *, run: Run, target: Tensor | None = None) -> Outcome:
@@ -78,14 +83,16 @@ class BallAttack(Evasion):
         y = y.to(x.device)
         goal = y if target is None else target.to(x.device)
         aim: Aim = "given" if target is not None else "ranks" if self.ranks else "any"
-        with consult(model, x[:8], run) as oracle:
+        search = self.search(aim, run.seed_for(self.id))
+        if search.gradients:
+            demand_gradients(self.id, model)
+        with consult(model, x[:8], run, self.id) as oracle:
             clean = oracle.verdicts(x)
             check_labels(self.id, clean.shape[1], y, None if target is None else goal)
             correct = clean.argmax(1) == y
             open_ = ~reached(aim, clean, y, goal)
             ranks = min(self.ranks, clean.shape[1] - 1) if aim == "ranks" else 0
             ledger = Ledger(x, clean, self.tries * max(ranks, 1))
-            search = self.search(aim, run.seed_for(self.id))
             samples = np.flatnonzero(open_.cpu().numpy())
             drive = Drive(
                 search,

@@ -1,7 +1,7 @@
 """An attack on a whole split, in parts that survive a kill, with the tables that come out of it.
 
 Parts have fixed borders and a sample's result does not depend on its neighbours, so a run that was killed and started
-again ends with the same files as one that was not.
+again ends with the same files as one that was not. An attack to which the neighbours matter has one part: all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,18 +26,19 @@ from holdfast import stats
 from holdfast.data.images import Images, to_float
 from holdfast.errors import UserError
 from holdfast.evasion.attack import Evasion
-from holdfast.evasion.balls import Norm, distance
+from holdfast.evasion.balls import distance
 from holdfast.evasion.oracle import consult
-from holdfast.evasion.outcome import Outcome
+from holdfast.evasion.outcome import Outcome, StagedOutcome
 from holdfast.files import atomic_path, write_bytes
 from holdfast.methods import Attack
-from holdfast.models import weights_hash
+from holdfast.models import QueriesSpent, forget, queryables, weights_hash
 from holdfast.run import Run
 
 __all__ = ["Campaign", "campaign"]
 
 UNCOUNTED = -1  # queries of an attack that does not report them
 _PART = 512  # images; a fixed number, so that resumed and uninterrupted runs are cut alike
+_ASKED_PART = 64  # of a model whose every answer costs: less is lost by a kill, and by the end of a budget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +51,8 @@ class Campaign:
         y: the true labels.
         index: where each image stands in the split.
         outcome: sample by sample.
+        left: images of the split that the budget of queries did not suffice for; the last ones, `y`, `index` and
+            `outcome` are without them.
     """
 
     attack: str
@@ -57,10 +60,16 @@ class Campaign:
     y: Tensor
     index: Tensor
     outcome: Outcome
+    left: int = 0
 
     @property
     def sentence(self) -> str:
         """The result in words."""
+        left = f" The budget of queries was spent before the other {self.left} images." if self.left else ""
+        notes = self.outcome.notes if isinstance(self.outcome, StagedOutcome) else ()
+        return self._sentence() + left + "".join(f" Note: {note}" for note in notes)
+
+    def _sentence(self) -> str:
         values = self.to_json()
         clean, robust = values["clean_accuracy"], values["robust_accuracy"]
         if values["eps"] is None and values["median_distance_of_successes"] is not None:
@@ -78,11 +87,15 @@ class Campaign:
         """Rates with their 95 % intervals, and what the attack spent, as plain values."""
         o, n = self.outcome, len(self.outcome)
         newly, counted = o.success & o.correct, bool((o.queries != UNCOUNTED).all())
+        staged = {}
+        if isinstance(o, StagedOutcome):
+            staged = {"stages": [asdict(stage) for stage in o.stages], "notes": list(o.notes)}
         return {
             "attack": self.attack,
             "norm": o.norm,
             "eps": o.eps if math.isfinite(o.eps) else None,
             "n": n,
+            "left_by_the_budget": self.left,
             "clean_accuracy": _rate(int(o.correct.sum()), n),
             "robust_accuracy": _rate(n - int(o.success.sum()), n),
             "queries_per_image": float(o.queries.double().mean()) if counted else None,
@@ -90,10 +103,14 @@ class Campaign:
             "median_queries_of_successes": float(o.queries[newly].double().median()) if counted & newly.any() else None,
             "largest_distance": float(o.distance.max()),
             "median_distance_of_successes": float(o.distance[newly].double().median()) if newly.any() else None,
+            **staged,
         }
 
     def table(self) -> pa.Table:
-        """One row per image: index, label, predictions, success, distance, queries, gradients."""
+        """One row per image: index, label, predictions, success, distance, queries, gradients.
+
+        Where attacks were run one after the other, also ``stage``, the one that succeeded.
+        """
         o = self.outcome
         columns = {
             "index": self.index,
@@ -106,7 +123,10 @@ class Campaign:
             "queries": o.queries,
             "gradients": o.gradients,
         }
-        return pa.table({name: values.numpy() for name, values in columns.items()})
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
+        if isinstance(o, StagedOutcome):
+            arrays["stage"] = [o.names[i] if i >= 0 else None for i in o.fell.tolist()]
+        return pa.table(arrays)
 
 
 def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> Campaign:
@@ -114,6 +134,9 @@ def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> C
 
     With ``run.out``, finished parts are kept under ``state``, and at the end ``samples.parquet`` (see
     `Campaign.table`) and ``adversarial.safetensors`` (``x_adv``, float32) are written.
+
+    Where the budget of queries of a `Queryable` is spent on the way, the images finished by then are the result; with
+    ``run.out``, the same call with a larger budget goes on with the others.
 
     Args:
         attack: to run.
@@ -127,18 +150,31 @@ def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> C
     if not len(images):
         raise UserError(f"{images.name}: there are no images to attack.")
     key = _key(attack, model, images, run)
-    parts = []
-    for start in range(0, len(images), _PART):
+    parts: list[Outcome] = []
+    size = _ASKED_PART if queryables(model) else _PART
+    size = len(images) if isinstance(attack, Evasion) and attack.joint else size
+    for start in range(0, len(images), size):
         path = None if run.out is None else run.out / "state" / f"{attack.id}-{key}-{start}.safetensors"
         part = None if path is None else _read(path)
         if part is None:
-            rows = images.select(slice(start, start + _PART))
-            part = _attack(attack, model, to_float(rows.x), rows.y, run)
+            rows = images.select(slice(start, start + size))
+            forget(model)  # or a resumed part, which starts without known answers, would be asked in other batches
+            try:
+                part = _attack(attack, model, to_float(rows.x), rows.y, run)
+            except QueriesSpent as error:
+                if not parts:
+                    raise QueriesSpent(
+                        f"{error} Not one of the {len(rows)} images of the first part is done."
+                    ) from None
+                break
             if path is not None:
                 _write(path, part)
         parts.append(part)
-    index = torch.as_tensor(images.columns.get("index", torch.arange(len(images))))
-    whole = Campaign(attack=str(attack), images=images.name, y=images.y, index=index, outcome=_join(parts))
+    outcome = _join(parts)
+    n, index = len(outcome), torch.as_tensor(images.columns.get("index", torch.arange(len(images))))
+    whole = Campaign(
+        attack=str(attack), images=images.name, y=images.y[:n], index=index[:n], outcome=outcome, left=len(images) - n
+    )
     if run.out is not None:
         with atomic_path(run.out / "samples.parquet") as temporary:
             pq.write_table(whole.table(), temporary)
@@ -180,17 +216,22 @@ def _rate(k: int, n: int) -> dict[str, float]:
 def _key(attack: Attack, model: nn.Module, images: Images, run: Run) -> str:
     """A hash of all that the outcome depends on."""
     fields = {f.name: str(getattr(attack, f.name)) for f in dataclasses.fields(cast(Any, attack))}
-    told = [attack.id, fields, weights_hash(model), type(model).__qualname__, images.fingerprint(), run.seed, run.scope]
+    told = [attack.id, fields, weights_hash(model), repr(model), images.fingerprint(), run.seed, run.scope]
     told += [run.precision, holdfast.__version__, torch.__version__]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 _TENSORS = ("x_adv", "success", "correct", "queries", "gradients", "distance", "logits", "clean_logits")
+_STAGED = ("names", "specs", "seconds", "notes")
 
 
 def _write(path: Path, part: Outcome) -> None:
     tensors = {name: getattr(part, name).cpu().contiguous() for name in _TENSORS}
-    write_bytes(path, safetensors.torch.save(tensors, {"norm": part.norm, "eps": repr(part.eps)}))
+    told = {"norm": part.norm, "eps": repr(part.eps)}
+    if isinstance(part, StagedOutcome):
+        tensors["fell"] = part.fell.cpu()
+        told["stages"] = json.dumps({name: getattr(part, name) for name in _STAGED})
+    write_bytes(path, safetensors.torch.save(tensors, told))
 
 
 def _read(path: Path) -> Outcome | None:
@@ -198,13 +239,28 @@ def _read(path: Path) -> Outcome | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            ball = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            told = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except safetensors.SafetensorError:
         return None  # a damaged disk: what cannot be read is worked out again
-    return Outcome(**tensors, norm=cast(Norm, ball["norm"]), eps=float(ball["eps"]))
+    ball: dict[str, Any] = {"norm": told["norm"], "eps": float(told["eps"])}
+    if "stages" not in told:
+        return Outcome(**tensors, **ball)
+    stages: dict[str, Any] = {name: tuple(values) for name, values in json.loads(told["stages"]).items()}
+    return StagedOutcome(**tensors, **ball, **stages)
 
 
 def _join(parts: list[Outcome]) -> Outcome:
-    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
-    return Outcome(**tensors, norm=parts[0].norm, eps=max(part.eps for part in parts))
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    whole |= {"norm": parts[0].norm, "eps": max(part.eps for part in parts)}
+    staged = [part for part in parts if isinstance(part, StagedOutcome)]
+    if not staged:
+        return Outcome(**whole)
+    return StagedOutcome(
+        **whole,
+        fell=torch.cat([part.fell for part in staged]),
+        names=staged[0].names,
+        specs=staged[0].specs,
+        seconds=tuple(map(sum, zip(*(part.seconds for part in staged), strict=True))),
+        notes=tuple(dict.fromkeys(note for part in staged for note in part.notes)),
+    )

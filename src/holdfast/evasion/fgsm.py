@@ -7,12 +7,11 @@ of `pgd` without a random start, and is run as such.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from holdfast.evasion.attack import BallAttack
-from holdfast.evasion.balls import Norm
 from holdfast.evasion.losses import Aim, LossName
 from holdfast.evasion.pgd import PGD, Ascent, check_eps
 from holdfast.methods import Paper
@@ -33,11 +32,11 @@ class FGSM(
     Args:
         eps: radius of the ball and length of the step, in pixel units of [0, 1]; at most 1 for l_inf.
         norm: ``"linf"``, or ``"l2"`` for a step along the gradient itself.
-        loss: ``"ce"`` or ``"margin"``.
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
     """
 
     eps: Annotated[float, Field(ge=0)] = 8 / 255
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     loss: LossName = "ce"
 
     def __post_init__(self) -> None:

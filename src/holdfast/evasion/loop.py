@@ -68,6 +68,26 @@ class Search(ABC):
         that it does not.
         """
 
+    def note(self, state: State, points: Tensor, logits: Tensor, *, ties: bool = False) -> Tensor:
+        """Book points that were queried: who reaches the aim, and the best so far.
+
+        Args:
+            state: of the items, one row for each point; written into.
+            points: what was queried.
+            logits: the answers.
+            ties: prefer the new point where it is just as good.
+
+        Returns:
+            Which points are now the best of their item.
+        """
+        fooled = reached(self.aim, logits, state["y"], state["target"])
+        loss = self.loss(logits, state["y"], state["target"]).masked_fill(fooled, float("inf"))
+        better = loss >= state["best_loss"] if ties else loss > state["best_loss"]
+        state["fooled"].copy_(fooled)
+        torch.maximum(loss, state["best_loss"], out=state["best_loss"])
+        torch.where(_rows(better, points), points, state["best"], out=state["best"])
+        return better
+
     def unqueried(self, state: State) -> Tensor | None:
         """Where items that ran out of steps stand, if no query has seen these points; they are judged too."""
         return None

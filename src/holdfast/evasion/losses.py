@@ -1,8 +1,10 @@
 """What an attack aims at, and the losses that lead there: one number per sample, from logits, to be maximised.
 
 ``ce`` is the cross-entropy of the true class. ``margin`` is how far the best other class is ahead of the true one
-(Carlini & Wagner 2017, eq. 6); unlike the cross-entropy it keeps its gradient when the softmax saturates. Success is
-always decided by the predicted class, never by the sign of a margin: the two differ on ties.
+(Carlini & Wagner 2017, eq. 6); unlike the cross-entropy it keeps its gradient when the softmax saturates. ``dlr`` is
+that margin divided by the spread of the largest logits (Croce & Hein 2020, eqs. 6 and 7), so that neither shifting nor
+scaling the logits changes it. Success is always decided by the predicted class, never by the sign of a margin: the two
+differ on ties.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from holdfast.errors import UserError
+
 __all__ = ["Aim", "Loss", "LossName", "best_other", "goal_margin", "loss_for", "reached"]
 
-LossName = Literal["ce", "margin"]
+LossName = Literal["ce", "margin", "dlr"]
 
 #: ``any``: an error of any kind. ``ranks``: the same, each item led towards one of the likeliest wrong classes.
 #: ``given``: one particular class per sample, chosen by the caller.
@@ -48,11 +52,7 @@ def goal_margin(
 
 def loss_for(aim: Aim, name: LossName) -> Loss:
     """The loss of that name for that aim."""
-    if aim == "any":
-        return _cross_entropy if name == "ce" else _error_margin
-    if name == "ce":
-        return _target_log_probability
-    return _target_over_truth if aim == "ranks" else _target_lead
+    return _LOSSES[aim, name]
 
 
 def _lead(logits: Tensor, which: Tensor) -> Tensor:
@@ -82,3 +82,50 @@ def _target_over_truth(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def _target_lead(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return _lead(logits, target)
+
+
+def _ratio(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return -_lead(logits, y) / _spread(logits)
+
+
+def _target_over_truth_ratio(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return _target_over_truth(logits, y, target) / _targeted_spread(logits)
+
+
+def _target_lead_ratio(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return _target_lead(logits, y, target) / _targeted_spread(logits)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """How far the first logit is ahead of the third."""
+    top = _largest(3, logits, "loss 'dlr'")
+    return top[:, 0] - top[:, 2] + _TINY
+
+
+def _targeted_spread(logits: Tensor) -> Tensor:
+    """How far the first logit is ahead of the mean of the third and fourth."""
+    top = _largest(4, logits, "targeted loss 'dlr'")
+    return top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY
+
+
+def _largest(count: int, logits: Tensor, which: str) -> Tensor:
+    if logits.shape[1] < count:
+        raise UserError(
+            f"the {which} compares {count} classes, but the model has {logits.shape[1]}; take 'ce' or 'margin'."
+        )
+    return logits.topk(count, dim=1).values
+
+
+_TINY = 1e-12  # the ratio of nothing to nothing is 0
+
+_LOSSES: dict[tuple[Aim, LossName], Loss] = {
+    ("any", "ce"): _cross_entropy,
+    ("any", "margin"): _error_margin,
+    ("any", "dlr"): _ratio,
+    ("ranks", "ce"): _target_log_probability,
+    ("ranks", "margin"): _target_over_truth,
+    ("ranks", "dlr"): _target_over_truth_ratio,
+    ("given", "ce"): _target_log_probability,
+    ("given", "margin"): _target_lead,
+    ("given", "dlr"): _target_lead_ratio,
+}

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from holdfast.evasion.balls import SLACK, Norm, distance, project
 from holdfast.evasion.losses import Aim, reached
 from holdfast.evasion.oracle import Oracle, consult
 from holdfast.evasion.outcome import Outcome, check_inputs, check_labels
+from holdfast.evasion.pool import Items, Pool, State
 from holdfast.models.freeze import fast_layout
 from holdfast.run import Run, Ticker, content_keys
 
@@ -68,7 +72,9 @@ class Task:
 
     @property
     def open(self) -> Bool[Tensor, " n"]:
-        """The samples of which no point near enough is known."""
+        """The samples of which no point near enough is known; all of them if the smallest perturbation is wanted."""
+        if math.isinf(self.eps):
+            return torch.ones_like(self.best_distance, dtype=torch.bool)
         return self.best_distance > self.eps + SLACK[self.norm]
 
     def fooled(self, logits: Float[Tensor, "m k"], rows: Tensor | None = None) -> Bool[Tensor, " m"]:
@@ -94,6 +100,26 @@ class Task:
         self.best_distance[chosen] = far[nearer]
         return nearer
 
+    def sweep(self, begin: Callable[[Tensor], State], step: Callable[[State], Bool[Tensor, " m"]]) -> None:
+        """Work on all samples, as many at a time as a pass takes; whoever is done makes room for the next.
+
+        Args:
+            begin: the state of samples that start, given their positions in the task.
+            step: moves the samples at hand on and says which are done. Their state holds ``row``, their positions, and
+                what `begin` made; the tensors are to be written into.
+        """
+        pool, waiting = Pool(max(1, min(self.oracle.limit, len(self)))), np.arange(len(self))
+        while True:
+            fresh, waiting = waiting[: pool.room], waiting[pool.room :]
+            if len(fresh):
+                rows = torch.from_numpy(fresh).to(self.y.device)
+                pool.put(Items({"row": rows, **begin(rows)}, fresh, np.zeros_like(fresh)))
+            if not pool.count:
+                return
+            done = np.flatnonzero(step(pool.items.state).cpu().numpy())
+            if len(done):
+                pool.take(done)
+
 
 class MinimalAttack(Evasion):
     """An attack that minimises the perturbation's norm. Subclasses say how; see `descend`.
@@ -104,6 +130,10 @@ class MinimalAttack(Evasion):
 
     eps: float | None
     norm: Norm
+
+    #: A task holds as many samples as this many passes take; more than one for attacks whose samples end unevenly and
+    #: make room for others (`Task.sweep`).
+    passes: ClassVar[int] = 1
 
     @abstractmethod
     def descend(self, task: Task) -> None:
@@ -119,7 +149,7 @@ class MinimalAttack(Evasion):
         y = y.to(x.device)
         goal = y if target is None else target.to(x.device)
         aim: Aim = "any" if target is None else "given"
-        with consult(model, x[:8], run) as oracle:
+        with consult(model, x[:8], run, self.id) as oracle:
             clean = oracle.verdicts(x)
             check_labels(self.id, clean.shape[1], y, None if target is None else goal)
             correct = clean.argmax(1) == y
@@ -128,7 +158,7 @@ class MinimalAttack(Evasion):
             queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             gradients = queries.clone()
             with run.track(len(open_), self.id) as ticker:
-                for rows in open_.split(oracle.limit) if len(open_) else ():
+                for rows in open_.split(self.passes * oracle.limit) if len(open_) else ():
                     task = self._task(oracle, x[rows], y[rows], goal[rows], aim, run.seed_for(self.id), ticker)
                     self.descend(task)
                     points, seen = _confirmed(task)
@@ -179,7 +209,7 @@ def _confirmed(task: Task) -> tuple[Tensor, Tensor]:
     bounded = math.isfinite(task.eps)
     points, found = task.best.clone(), task.best_distance.isfinite()
     far = (found & task.open).nonzero().squeeze(1)
-    if len(far):
+    if bounded and len(far):
         points[far] = project(points[far], task.x0[far], task.eps, task.norm)
     logits = task.oracle.verdict(points)
     for factor in _OUTWARDS:

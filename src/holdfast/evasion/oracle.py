@@ -17,13 +17,25 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from holdfast.errors import UserError
 from holdfast.evasion.losses import Loss
-from holdfast.models import Replays, fast_twin, frozen, full_precision
+from holdfast.methods import Method
+from holdfast.models import (
+    Replays,
+    declares_mixing,
+    fast_twin,
+    frozen,
+    full_precision,
+    fuse_for_inference,
+    only_answers,
+)
 from holdfast.models.features import logits_of
 from holdfast.models.freeze import fast_layout
 from holdfast.run import Run
 
-__all__ = ["Oracle", "consult"]
+__all__ = ["Oracle", "consult", "demand_gradients"]
+
+_WITHOUT_GRADIENTS = ("square", "nes", "simba", "hopskipjump")  # what to recommend, of what there is
 
 Pass = Callable[..., tuple[Tensor, ...]]
 
@@ -43,10 +55,16 @@ class Oracle:
     def __init__(self, judge: nn.Module, twin: nn.Module, run: Run, limit: int):
         self.judge, self.twin, self.run, self.limit = judge, twin, run, limit
         self.device = run.torch_device
-        self._replays = Replays(self.device)
+        # Recordings are rounded up to a few sizes, which is wrong where the samples of a batch depend on each other.
+        # What only answers queries cannot be recorded, and the attempt would be paid for.
+        self._only_answers = only_answers(twin)
+        self._replays = Replays("cpu" if self._only_answers or declares_mixing(twin) else self.device)
+        #: Who asks, for messages.
+        self.who = "this attack"
         #: The model's outputs are probabilities, not logits. Their logarithms are what a softmax could have been given,
         #: so that losses keep their meaning.
         self.probabilities = False
+        self._quick: nn.Module | None = None  # the twin for passes without gradients, once there was one
 
     def verdict(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """The user's model's own output, in float32."""
@@ -66,9 +84,15 @@ class Oracle:
     def logits(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits for a search that compares losses: always float32, since bf16 would drown small differences."""
 
+        if self._quick is None:
+            # A twin that is the model itself is one that cannot be copied: random, or not ours to look into.
+            as_it_is = self.twin is self.judge or self._only_answers
+            self._quick = self.twin if as_it_is else fuse_for_inference(self.twin, x[:8])
+        quick = self._quick
+
         def work(x: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return (self.as_logits(self.twin(x)),)
+                return (self.as_logits(quick(x)),)
 
         return self._in_parts(work, x, kind="logits")[0]
 
@@ -78,7 +102,12 @@ class Oracle:
         """Logits, losses, and the gradient of each sample's loss with respect to it, from one pass.
 
         Where the model cuts the path from its input, the gradient is zero.
+
+        Raises:
+            UserError: the model only answers queries.
         """
+        if self._only_answers:
+            demand_gradients(self.who, self.twin)
 
         def work(x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, ...]:
             x = x.detach().requires_grad_()
@@ -106,7 +135,12 @@ class Oracle:
         """Logits, and the gradients of some of them with respect to each sample, from one pass forward.
 
         Always float32: what linearises a boundary cannot do with bf16.
+
+        Raises:
+            UserError: the model only answers queries.
         """
+        if self._only_answers:
+            demand_gradients(self.who, self.twin)
 
         def work(x: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
             x = x.detach().requires_grad_()
@@ -155,15 +189,19 @@ class Oracle:
 
 
 @contextlib.contextmanager
-def consult(model: nn.Module, example: Float[Tensor, "n c h w"], run: Run) -> Iterator[Oracle]:
+def consult(
+    model: nn.Module, example: Float[Tensor, "n c h w"], run: Run, who: str = "this attack"
+) -> Iterator[Oracle]:
     """Lend `model` to an attack; it comes back exactly as it was.
 
-    Random layers of the model draw from a stream of the run meanwhile, and the global generators are put back.
+    Random layers of the model draw from a stream of the run meanwhile, and the global generators are put back. A model
+    that brings a stand-in (see `holdfast.evasion.adaptive.informed`) is searched through it, and judges by itself.
 
     Args:
         model: in any mode, on any device.
         example: a few images to verify the model and its twin on.
         run: device, precision, seed.
+        who: asks, for messages.
 
     Raises:
         UserError: the model fails, or mixes the samples of a batch.
@@ -184,11 +222,33 @@ def consult(model: nn.Module, example: Float[Tensor, "n c h w"], run: Run) -> It
                 torch.cuda.manual_seed(run.seed_for("model"))
         example = fast_layout(example, run.torch_device)
         limit = run.batch_size
-        if run.torch_device.type == "cpu":
+        if run.torch_device.type == "cpu" and not only_answers(judge):
             limit = min(limit, max(8, _CPU_PIXELS // example[0].numel()))
-        oracle = Oracle(judge, fast_twin(judge, example), run, limit)
+        searched = getattr(judge, "stand_in", None)
+        twin = fast_twin(searched if isinstance(searched, nn.Module) else judge, example)
+        oracle = Oracle(judge, twin, run, limit)
+        oracle.who = who
         oracle.probabilities = are_probabilities(oracle.verdict(example))
         yield oracle
+
+
+def demand_gradients(who: str, model: nn.Module) -> None:
+    """Refuse a model that an attack cannot take gradients of.
+
+    Args:
+        who: needs them: the attack's id.
+        model: what the user gave; one that brings a stand-in with gradients will do.
+
+    Raises:
+        UserError: the model only answers queries. The message names attacks that need no more.
+    """
+    searched = getattr(model, "stand_in", None)
+    if only_answers(searched if isinstance(searched, nn.Module) else model):
+        fitting = [name for name in _WITHOUT_GRADIENTS if name in Method.registry]
+        raise UserError(
+            f"{who} needs gradients, but this model only answers queries: use an attack that needs none, such as "
+            f"{', '.join(fitting)}."
+        )
 
 
 def are_probabilities(output: Float[Tensor, "n k"]) -> bool:

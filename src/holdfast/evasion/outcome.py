@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.errors import UserError
 from holdfast.evasion.balls import Norm
 
-__all__ = ["Outcome", "check_inputs"]
+__all__ = ["Outcome", "Stage", "StagedOutcome", "check_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +61,55 @@ class Outcome:
     def robust_accuracy(self) -> float:
         """The share of images on which the attack did not reach its goal."""
         return 1 - float(self.success.double().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One attack of several that are run one after the other.
+
+    Args:
+        name: kebab-case.
+        attack: its spec.
+        seconds: it took.
+        attacked: images that stood when it began.
+        robust_accuracy: of all images, after it.
+    """
+
+    name: str
+    attack: str
+    seconds: float
+    attacked: int
+    robust_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StagedOutcome(Outcome):
+    """The result of attacks run one after the other, each on the images that the earlier ones left.
+
+    Args:
+        names, specs: of the attacks, in order.
+        seconds: that each took.
+        fell: int64 (N,), the position of the attack that succeeded on each image; -1 where none did, and where none
+            was needed.
+        notes: reasons not to trust the figure, in whole sentences.
+    """
+
+    names: tuple[str, ...]
+    specs: tuple[str, ...]
+    seconds: tuple[float, ...]
+    fell: Int64[Tensor, " n"]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What each attack did."""
+        standing = [int((~self.success | (self.fell >= i)).sum()) for i in range(len(self.names) + 1)]
+        return tuple(
+            Stage(name=name, attack=spec, seconds=time, attacked=before, robust_accuracy=after / len(self))
+            for name, spec, time, before, after in zip(
+                self.names, self.specs, self.seconds, standing, standing[1:], strict=False
+            )
+        )
 
 
 def check_inputs(who: str, x: Tensor, y: Tensor, target: Tensor | None = None) -> None:

@@ -1,7 +1,8 @@
 """PGD: climb the loss by steps of fixed length, coming back to the ball after each.
 
-The step goes along the sign of the gradient (l_inf) or the gradient itself (l_2), from a random point of the ball.
-The point returned is the first that fools the model, or, of all points of all restarts, the one nearest to it.
+The step goes along the sign of the gradient (l_inf), the gradient itself (l_2), or the signs of its largest entries
+(l_1), from a random point of the ball. The point returned is the first that fools the model, or, of all points of all
+restarts, the one nearest to it.
 
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
 """
@@ -9,7 +10,7 @@ Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", I
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from pydantic import Field
@@ -46,13 +47,15 @@ class PGD(
 
     Args:
         eps: radius of the ball, in pixel units of [0, 1]; at most 1 for l_inf.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``. An l_1 step moves the 2 % of the pixels that have the largest gradients;
+            `apgd`, which adapts that share, is the stronger attack there.
         steps: gradient steps per restart.
         step: length of a step, in the units of `eps`; none chooses it, see `step_length`.
         restarts: attempts from different starts; the earliest success counts.
         random_start: start at a uniformly random point of the ball, not at the image.
         momentum: share of the accumulated direction kept in each step, as in MI-FGSM (Dong et al. 2018); 0 is none.
-        loss: ``"ce"``, or ``"margin"``, which keeps its gradient when the softmax saturates.
+        loss: ``"ce"``; or ``"margin"`` or ``"dlr"``, which keep their gradient when the softmax saturates (the latter
+            needs at least 3 classes, and 4 with targets).
         targets: lead one attempt each to this many of the likeliest wrong classes (MultiTargeted, Gowal et al. 2019);
             0 climbs the loss of the true class instead.
     """
@@ -76,11 +79,12 @@ class PGD(
         """The length of a step: `step`, or what is customary for the number of steps.
 
         For l_inf a quarter of eps in 7 to 20 steps, which is 2/255 at 8/255, and 2.5 eps / steps beyond, but no less
-        than eps / 32; for l_2 2.5 eps / steps; never more than eps.
+        than eps / 32; for l_2 2.5 eps / steps; for l_1, where coming back to the ball undoes most of a step,
+        10 eps / steps; never more than eps.
         """
         if self.step is not None:
             return self.step
-        length = 2.5 * self.eps / self.steps
+        length = (10 if self.norm == "l1" else 2.5) * self.eps / self.steps
         if self.norm == "linf" and self.steps >= 7:
             length = self.eps / 4 if self.steps <= 20 else max(length, self.eps / 32)
         return min(length, self.eps)
@@ -138,13 +142,23 @@ class Ascent(Search):
         return state["x"]
 
 
-def check_eps(attack: BallAttack) -> None:
+class _WithRadius(Protocol):
+    id: ClassVar[str]
+
+    @property
+    def norm(self) -> Norm: ...
+
+    @property
+    def eps(self) -> float | None: ...
+
+
+def check_eps(attack: _WithRadius) -> None:
     """Refuse a radius that is more than the whole box.
 
     Raises:
         UserError: the norm is l_inf and eps is over 1.
     """
-    if attack.norm == "linf" and attack.eps > 1:
+    if attack.norm == "linf" and attack.eps is not None and attack.eps > 1:
         hint = f" Did you mean {attack.eps:g}/255?" if attack.eps <= 255 else ""
         raise UserError(f"{attack.id}: eps must be a number in [0, 1] for norm 'linf', got {attack.eps:g}.{hint}")
 

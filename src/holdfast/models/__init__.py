@@ -3,14 +3,25 @@
 A model is a plain `nn.Module` from float images in [0, 1] to logits. Nothing needs to be subclassed.
 """
 
+from holdfast.models.answers import QueriesSpent, Transient, Unanswered
 from holdfast.models.build import architectures, build_model
 from holdfast.models.features import Features, classifier_head, extract, predict, tap
-from holdfast.models.freeze import NonDeterministic, check_model, frozen, full_precision
+from holdfast.models.freeze import (
+    MixesSamples,
+    NonDeterministic,
+    check_model,
+    declares_mixing,
+    frozen,
+    full_precision,
+)
+from holdfast.models.fuse import fuse_for_inference
 from holdfast.models.gradients import sample_gradients
 from holdfast.models.inspection import Cost, LayerInfo, layers, measure
 from holdfast.models.load import load_model
 from holdfast.models.normalize import Normalize
+from holdfast.models.queryable import Queryable, Usage, asked_afresh, forget, only_answers, queryables
 from holdfast.models.replay import Replays
+from holdfast.models.served import connect
 from holdfast.models.timing import Latency, latency
 from holdfast.models.twin import fast_twin
 from holdfast.models.weights import load_weights, read_weights, save_weights, weights_hash
@@ -22,25 +33,38 @@ __all__ = [
     "Latency",
     "LayerInfo",
     "Measured",
+    "MixesSamples",
     "NonDeterministic",
     "Normalize",
+    "QueriesSpent",
+    "Queryable",
     "Replays",
+    "Transient",
+    "Unanswered",
+    "Usage",
     "ZooCard",
     "architectures",
+    "asked_afresh",
     "build_model",
     "check_model",
     "classifier_head",
+    "connect",
+    "declares_mixing",
     "extract",
     "fast_twin",
+    "forget",
     "frozen",
     "full_precision",
+    "fuse_for_inference",
     "latency",
     "layers",
     "load_model",
     "load_weights",
     "measure",
+    "only_answers",
     "predict",
     "publish",
+    "queryables",
     "read_weights",
     "sample_gradients",
     "save_weights",

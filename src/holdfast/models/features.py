@@ -16,7 +16,7 @@ from holdfast.errors import UserError, one_of
 from holdfast.models.freeze import frozen, full_precision
 from holdfast.run import Run
 
-__all__ = ["Features", "classifier_head", "extract", "predict", "tap"]
+__all__ = ["Features", "classifier_head", "extract", "predict", "tap", "tap_input"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +89,7 @@ def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str]
     device = run.torch_device
     with _inference(model, device), run.track(len(images), "features") as ticker:
         head = classifier_head(model, next(images.batches(2, device))[0])
-        with tap(model, layers) as outputs, _tap_input(head) as inputs:
+        with tap(model, layers) as outputs, tap_input(head) as inputs:
             for x, _ in images.batches(run.batch_size, device):
                 seen = {"logits": logits_of(model, x)}
                 if head is not None:
@@ -223,8 +223,8 @@ def _examples(model: nn.Module) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def _tap_input(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """The input of the module's latest call, in a list of one."""
+def tap_input(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """While the block runs, a list of one holds the input of the module's latest call; it is empty without a module."""
     seen: list[Tensor] = []
     if module is None:
         yield seen

@@ -17,14 +17,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.errors import UserError
+from holdfast.models.queryable import asked_afresh, queryables
 
-__all__ = ["NonDeterministic", "check_model", "frozen", "full_precision"]
+__all__ = ["MixesSamples", "NonDeterministic", "check_model", "declares_mixing", "frozen", "full_precision"]
 
 _MIXING = 1e-3  # a sample's logits may move by this share of the largest logit when its neighbours change
 
 
 class NonDeterministic(UserWarning):
     """A model in evaluation mode gave two different answers to one input."""
+
+
+class MixesSamples(UserWarning):
+    """A model's answer to one input depends on the others of its batch, and the model says that this is its design."""
+
+
+def declares_mixing(model: nn.Module) -> str:
+    """Why a model mixes the samples of a batch by design, in its own words; empty where it does not say so.
+
+    A module, the model or a part of it, says so by an attribute ``mixes_samples``: a text such as ``"BatchGuard
+    compares the samples of a batch"``. It is then lent with a warning where it would be refused. Results for one
+    sample then depend on the batch size and on the other samples.
+    """
+    said = (getattr(module, "mixes_samples", "") for module in model.modules())
+    return next((text for text in said if isinstance(text, str) and text), "")
 
 
 @contextlib.contextmanager
@@ -77,22 +93,29 @@ def frozen(
 def check_model(model: nn.Module, x: Float[Tensor, "n c h w"]) -> None:
     """Verify that a model gives a finite (N, K) float tensor in which no sample depends on the others.
 
+    A `Queryable` that has passed once is not asked again: each of these passes is paid for.
+
     Args:
         model: in evaluation mode, on the device of `x`.
         x: images in [0, 1]; one is enough, two or more are better.
 
     Raises:
-        UserError: the model fails on the images, returns something else, or mixes the samples of a batch.
+        UserError: the model fails on the images, returns something else, or mixes the samples of a batch without
+            saying that it is meant to (see `declares_mixing`).
 
     Warns:
+        MixesSamples: the model says that it mixes the samples of a batch.
         NonDeterministic: two passes over the same images differ.
     """
+    asked = queryables(model)
+    if asked and all(part.checked for part in asked):
+        return
     first = x[:1]
     # The first image, once beside its real neighbours and once beside their negatives: same batch size, hence same
     # kernels, so that a difference is the model's doing and not that of rounding.
     batch = x[:8] if len(x) > 1 else torch.cat([first, first.flip(-1)])
     altered = torch.cat([first, 1 - batch[1:]])
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision(), asked_afresh(model):
         logits = _forward(model, batch, seed=0)
         _check_logits(logits, batch)
         beside_others = _forward(model, altered, seed=0)
@@ -104,7 +127,15 @@ def check_model(model: nn.Module, x: Float[Tensor, "n c h w"]) -> None:
     moved = float((logits[0] - beside_others[0]).abs().max())
     if deterministic:
         moved = max(moved, float((logits[0] - alone[0]).abs().max()))
-    if not moved <= _MIXING * scale:
+    design = declares_mixing(model)
+    if design:
+        warnings.warn(
+            f"{design}: results for an image depend on the others of its batch, and so on the batch size.",
+            MixesSamples,
+            stacklevel=3,
+        )
+    # What another process draws at random cannot be made to repeat, so it looks like mixing where it is none.
+    elif not moved <= _MIXING * scale and (deterministic or not asked):
         raise UserError(
             f"the model's output for an image depends on the other images of the batch (it moved by {moved:.2g}): "
             f"{_mixing_cause(model)}."
@@ -116,6 +147,8 @@ def check_model(model: nn.Module, x: Float[Tensor, "n c h w"]) -> None:
             NonDeterministic,
             stacklevel=3,
         )
+    for part in asked:
+        part.checked = True
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 from holdfast.errors import UserError, did_you_mean
 from holdfast.models.build import architectures, build_model, is_architecture
 from holdfast.models.factory import build_from_code
+from holdfast.models.served import connect, is_address
 from holdfast.models.weights import WeightsFile, fit_weights, read_weights, refusal_of_programs, strip_prefixes
 from holdfast.models.zoo import ZOO, zoo_card, zoo_weights
 
@@ -35,6 +36,7 @@ def load_model(
             * an architecture of `build_model`, such as ``resnet20``, together with `weights`;
             * ``zoo:NAME``;
             * a ``.safetensors`` file whose metadata names the architecture;
+            * ``http://host:port/v2/models/NAME``, or ``https://``: a deployed model, see `holdfast.models.connect`;
             * ``package.module:factory`` or ``path/my.py:make``: the user's own code, which is imported and run. The
               factory is called with `num_classes`, `image_shape` and `classes` if it takes them by these names.
         weights: a file (see `read_weights`) or ``zoo:NAME``; with the user's own code it may be left out.
@@ -58,6 +60,10 @@ def load_model(
             )
         file = _read(text, zoo)
         architecture = zoo_card(text, zoo).architecture
+    elif is_address(text):
+        if weights is not None:
+            raise UserError(f"{text} is a deployed model and has weights of its own; leave out {str(weights)!r}.")
+        return connect(text, num_classes=num_classes, image_shape=image_shape)
     elif _is_code(text):
         offered = {"num_classes": num_classes, "image_shape": image_shape, "classes": classes}
         model = build_from_code(text, {key: value for key, value in offered.items() if value is not None})
@@ -145,5 +151,7 @@ def _unknown(text: str) -> str:
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return f"{text} holds at most weights: name the architecture as the model, and give the file as weights."
     hint = did_you_mean(text, architectures())
-    takes = " It takes an architecture, zoo:NAME, a .safetensors file, package.module:factory, or my.py:make."
+    takes = (
+        " It takes an architecture, zoo:NAME, a .safetensors file, package.module:factory, my.py:make, or an address."
+    )
     return f"model {text!r} is unknown.{hint or takes}"

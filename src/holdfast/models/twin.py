@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from holdfast.models.features import logits_of
 from holdfast.models.freeze import fast_layout, frozen, full_precision
+from holdfast.models.queryable import only_answers
 
 __all__ = ["fast_twin"]
 
@@ -41,12 +42,14 @@ def fast_twin(model: nn.Module, example: Float[Tensor, "n c h w"]) -> nn.Module:
         example: some images in [0, 1] on the model's device; the more, the surer the verification.
 
     Returns:
-        The copy. A model of which no faithful copy can be had (it refuses, or answers at random) is returned itself,
-        so keep to `frozen` around the use of the twin.
+        The copy. A model of which no faithful copy can be had (it only answers queries, refuses, or answers at random)
+        is returned itself, so keep to `frozen` around the use of the twin.
 
     Raises:
         UserError: the model does not return logits.
     """
+    if only_answers(model):
+        return model
     source = getattr(model, "_orig_mod", model)  # inside what torch.compile returns
     # A copy may share code or modules with its original (closures), hence the original is lent throughout.
     with frozen(source), torch.no_grad(), full_precision():

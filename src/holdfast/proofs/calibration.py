@@ -33,7 +33,7 @@ def one_temperature_mends_most_of_the_calibration_error(lab: Lab) -> Measured:
     network learns 200 images by heart, a fifth of them wrongly labelled, and is judged on the rest.
     """
     if lab.scale == "smoke":
-        model, images = _overconfident(lab)
+        model, images = overconfident(lab)
     else:
         model, images = lab.zoo(), lab.data.test
     logits, y = predict(model, images, run=lab.run), images.y
@@ -59,7 +59,7 @@ def _ece(logits: torch.Tensor, y: torch.Tensor) -> float:
     return stats.ece(confidence.numpy(), (prediction == y).numpy(), bins=15)
 
 
-def _overconfident(lab: Lab) -> tuple[torch.nn.Module, Images]:
+def overconfident(lab: Lab) -> tuple[torch.nn.Module, Images]:
     """A network that has learnt 200 digits by heart, a fifth of them wrongly labelled, and the digits it never saw."""
     data = lab.data
     assert data.train is not None

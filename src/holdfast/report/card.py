@@ -18,7 +18,7 @@ from holdfast.audit.findings import Finding, Metric, Section
 from holdfast.audit.numbers import bound
 from holdfast.audit.record import Audit
 from holdfast.files import write_text
-from holdfast.report.numbers import interval, shown, title_of, whole
+from holdfast.report.numbers import interval, makeup, shown, title_of, whole
 
 __all__ = ["model_card", "write_model_card"]
 
@@ -82,7 +82,7 @@ def _body(audit: Audit) -> str:
         "The card gives evidence; it does not declare conformity with any law or standard.",
         "## Model details",
         _list(
-            f"Architecture: {_text(audit.model.architecture)}, {whole(audit.model.parameters)} parameters",
+            f"Architecture: {_text(makeup(audit.model))}",
             f"Input: images of {' × '.join(map(str, audit.data.shape))} (channels, height, width), values in 0 to 1",
             f"Output: {len(audit.data.classes)} classes: {', '.join(_text(name) for name in audit.data.classes)}",
             f"Weights: `{_code(audit.model.weights)}`",

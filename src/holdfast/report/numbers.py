@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from holdfast.audit.findings import Metric
+from holdfast.audit.record import ModelInfo
 
 __all__ = [
     "SPACE",
@@ -14,6 +15,7 @@ __all__ = [
     "changed",
     "duration",
     "interval",
+    "makeup",
     "percent",
     "quantity",
     "short",
@@ -136,6 +138,12 @@ def aligned(values: Sequence[float | None], *, rate: bool = False) -> list[str]:
 def whole(value: float) -> str:
     """A whole number with its thousands separated."""
     return _minus(f"{round(value):,}")
+
+
+def makeup(model: ModelInfo) -> str:
+    """What a model is made of: ``ResNet, 272,474 parameters``."""
+    size = "only answers queries" if model.parameters is None else f"{whole(model.parameters)} parameters"
+    return f"{model.architecture}, {size}"
 
 
 def duration(seconds: float) -> str:

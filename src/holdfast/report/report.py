@@ -10,7 +10,7 @@ from holdfast.audit.findings import Finding, Verdict
 from holdfast.audit.numbers import bound
 from holdfast.audit.record import Audit
 from holdfast.audit.sections import worst
-from holdfast.report.numbers import duration, shown, whole
+from holdfast.report.numbers import duration, makeup, shown, whole
 from holdfast.report.pages import write_page
 from holdfast.report.tables import TableView, table_view
 from holdfast.report.view import Counts, Measure, SectionView, Step, facts, steps
@@ -87,7 +87,7 @@ class _ReportView:
         threat = audit.policy.threat
         against = f"changes up to {bound(threat.eps * 255, 'value')}/255" if threat.adversary else "no adversary"
         return [
-            ("Model", f"{audit.model.architecture}, {whole(audit.model.parameters)} parameters"),
+            ("Model", makeup(audit.model)),
             ("Data", f"{data.name}, {whole(data.used.get('test', 0))} test images, {len(data.classes)} classes"),
             ("Threat model", against),
             ("Profile", str(audit.profile.get("name", "custom"))),

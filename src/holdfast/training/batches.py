@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from holdfast.data.images import Images, to_float
-from holdfast.methods import BatchTransform
+from holdfast.errors import UserError
+from holdfast.methods import BatchTransform, Objective
 from holdfast.run import Run
 
-__all__ = ["Plan", "evaluation_batches", "one_ahead", "prepare", "resident"]
+__all__ = ["Plan", "evaluation_batches", "one_ahead", "prepare", "read_columns", "resident"]
 
 T = TypeVar("T")
 
@@ -66,6 +67,18 @@ class Plan:
         share = indices[: len(indices) // self.ranks * self.ranks].chunk(self.ranks)[self.rank]
         parts = list(share.split(self.batch_size))
         return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
+
+
+def read_columns(images: Images, objective: Objective) -> dict[str, Tensor]:
+    """The columns of the training set that the objective reads.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for name in objective.columns:
+        if name not in images.columns:
+            raise UserError(f"{objective.id}: the training set {images.name!r} needs a column {name!r}.")
+    return {name: torch.as_tensor(images.columns[name]) for name in objective.columns}
 
 
 def resident(images: Images, device: torch.device) -> Images:

@@ -25,7 +25,7 @@ from holdfast.models import Replays, frozen, save_weights
 from holdfast.models.features import logits_of
 from holdfast.run import Run, Ticker
 from holdfast.training.average import averaged_copy, update_average
-from holdfast.training.batches import Plan, evaluation_batches, one_ahead, prepare, resident
+from holdfast.training.batches import Plan, evaluation_batches, one_ahead, prepare, read_columns, resident
 from holdfast.training.checkpoint import interrupts, load_checkpoint, remove_leftovers, save_checkpoint
 from holdfast.training.devices import global_generators_lent, launch, repeatable, seed_global_generators, share_buffers
 from holdfast.training.metrics import append_timing, write_metrics
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["FitResult", "Loop"]
+
+#: Images, labels, and the columns that the objective reads.
+Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 # Steps between two looks at the loss on an accelerator, where each look waits for the device, and between two rounds of
 # asking the first process whether to save or stop.
@@ -84,6 +87,7 @@ class Loop:
         )
         if not self.plan.steps:
             raise UserError(f"{images.name}: {len(images)} images are too few for {self.plan.ranks} processes.")
+        self.columns = read_columns(images, settings.objective)
         self.images, self.val = resident(images, self.device), val
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_fits(model, images, self.device)
@@ -168,34 +172,31 @@ class Loop:
             speed = round(steps * plan.per_step / trained, 1)
             append_timing(out, epoch=state.epoch, seconds=round(trained, 3), images_per_second=speed)
 
-    def _batches(self, order: Tensor, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _batches(self, order: Tensor, first: int) -> Iterator[list[Batch]]:
         """This process's batches of each step of the epoch from step `first` on."""
         start = self.state.index - first
 
-        def make(place: int) -> list[tuple[Tensor, Tensor]]:
+        def make(place: int) -> list[Batch]:
             parts = enumerate(self.plan.parts(order, place), self.plan.rank * self.plan.accumulate)
-            return [
-                prepare(
-                    self.images,
-                    indices,
-                    self.settings.transforms,
-                    self.run.rng("augment", start + place, part),
-                    self.device,
-                )
-                for part, indices in parts
-            ]
+            batches: list[Batch] = []
+            for part, indices in parts:
+                rng = self.run.rng("augment", start + place, part)
+                x, y = prepare(self.images, indices, self.settings.transforms, rng, self.device)
+                columns = {name: values[indices].to(self.device) for name, values in self.columns.items()}
+                batches.append((x, y, columns))
+            return batches
 
         places = range(first, self.plan.steps)
         # Where images must travel to the device, the next step's do so during this one.
         return map(make, places) if self.images.x.device == self.device else one_ahead(make, places)
 
-    def _step(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def _step(self, batches: list[Batch]) -> None:
         """One optimizer step: every batch's gradient, their mean, the update, the average."""
         state, settings = self.state, self.settings
         factor = settings.schedule(state.index, state.steps)
         for group, rate in zip(state.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        count = sum(len(y) for _, y in batches)
+        count = sum(len(y) for _, y, _ in batches)
         offset = self.plan.rank * self.plan.accumulate
         first = True
 
@@ -207,9 +208,10 @@ class Loop:
             state.optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros((), device=self.device)
             with contextlib.nullcontext() if recorded else statistics_kept(state.model):
-                for i, (x, y) in enumerate(batches):
+                for i, batch in enumerate(batches):
                     more = i + 1 < len(batches)
-                    loss += self._gradient(x, y, offset + i, weight=len(y) / count, more=more, recorded=recorded)
+                    weight = len(batch[1]) / count
+                    loss += self._gradient(batch, offset + i, weight=weight, more=more, recorded=recorded)
             if recorded:
                 self.recent.append(loss)
             return loss
@@ -222,9 +224,10 @@ class Loop:
             self._look()
         self._hook("on_step")
 
-    def _gradient(self, x: Tensor, y: Tensor, part: int, *, weight: float, more: bool, recorded: bool) -> Tensor:
+    def _gradient(self, batch: Batch, part: int, *, weight: float, more: bool, recorded: bool) -> Tensor:
         """Add one batch's gradient; returns its share of the loss."""
         state = self.state
+        x, y, columns = batch
         # Dropout and the like draw from the global generators, which thus depend on the step and nothing else.
         seed_global_generators(self.run.seed_for("layers", state.index, part), self.device)
         step = Step(
@@ -235,6 +238,8 @@ class Loop:
             total=state.steps,
             part=part,
             counts=self.counts,
+            columns=columns,
+            memory=state.memory,
             replays=self.replays,
         )
         with self.fabric.no_backward_sync(self.module, enabled=more):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.data.images import Images
 from holdfast.errors import UserError
 from holdfast.methods import BatchTransform, Callback, Objective, OptimizerWrapper
 from holdfast.models import weights_hash
 from holdfast.run import Run
+from holdfast.training.batches import read_columns
 from holdfast.training.optimizers import Optimizer
 from holdfast.training.schedules import Schedule
 
@@ -62,6 +64,7 @@ class Settings:
             "accumulate": str(self.accumulate),
             "processes": str(ranks),
             "objective": str(self.objective),
+            **{f"column {name}": _digest(values) for name, values in read_columns(images, self.objective).items()},
             "optimizer": str(self.optimizer),
             "schedule": str(self.schedule),
             "wrapper": str(self.wrapper or "none"),
@@ -71,3 +74,7 @@ class Settings:
             "precision": run.precision,
             "compile": str(self.compile).lower(),
         }
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:16]

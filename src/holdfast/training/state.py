@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,9 @@ class Step:
         total: optimizer steps of the whole training.
         part: which part of the step's batch this is, over accumulation and processes.
         counts: training images per class, int64 (K,).
+        columns: the batch's rows of the training set's columns that the objective reads; not augmented.
+        memory: what objectives must remember from step to step: tensors and plain values, under their own names. It
+            is saved and restored; each process has its own.
         logits: of the pass that trains the weights, (N, K); set by `seen`.
         replays: recordings of passes that the objective makes in every batch; they live as long as the training.
     """
@@ -40,6 +43,8 @@ class Step:
     total: int = 1
     part: int = 0
     counts: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     logits: Tensor | None = None
     replays: Replays = field(default_factory=Replays)
 
@@ -73,7 +78,7 @@ class State:
         epochs, steps: of the whole training.
         metrics: of the current epoch; what a callback adds here in `on_epoch` is written with the rest.
         history: metrics of the epochs done.
-        memory: whatever callbacks must remember: tensors and plain values, under their own names.
+        memory: whatever callbacks and objectives must remember: tensors and plain values, under their own names.
         stop: set it to end the training after this epoch.
         settings: all that decides the result, by name, in words. Not saved.
         main_process: whether this process is the one that writes. Not saved.

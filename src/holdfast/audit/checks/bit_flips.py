@@ -35,6 +35,7 @@ class BitFlips(Check):
     section = "fault"
     title = "Weight faults"
     question = "Does it survive flipped bits in its weights?"
+    needs = ("weights",)
 
     rates: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4)
 

@@ -32,6 +32,7 @@ class Calibration(Check):
     section = "calibration"
     title = "Calibration"
     question = "Is it right as often as its confidence says?"
+    needs = ("scores",)
 
     bins: int = 15
 

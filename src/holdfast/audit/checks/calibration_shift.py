@@ -33,6 +33,7 @@ class CalibrationShift(Check):
     section = "calibration"
     title = "Calibration under shift"
     question = "Does its confidence fall when images get worse?"
+    needs = ("scores",)
 
     bins: int = 15
     severe: int = 3

@@ -29,6 +29,7 @@ class Conformal(Check):
     section = "calibration"
     title = "Conformal sets"
     question = "Can it give sets of classes that hold the right one as often as promised?"
+    needs = ("scores",)
 
     promised: float = 0.9
     enough: int = 20

@@ -10,6 +10,7 @@ from holdfast.audit.check import Answer, Check, Remedy, rate
 from holdfast.audit.findings import Action, Metric, Table
 from holdfast.audit.subject import Subject
 from holdfast.data import to_float
+from holdfast.models import asked_afresh
 
 __all__ = ["Determinism"]
 
@@ -33,6 +34,10 @@ class Determinism(Check):
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
+        with asked_afresh(subject.model):
+            return self._compare(subject)
+
+    def _compare(self, subject: Subject) -> Answer:
         x = to_float(subject.first(subject.profile.sanity_images).x).contiguous(memory_format=torch.channels_last)
         reference = subject.respond(x)
         scale = max(1.0, float(reference[torch.isfinite(reference)].abs().max()))

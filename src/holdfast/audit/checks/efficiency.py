@@ -25,6 +25,7 @@ class Efficiency(Check):
     section = "efficiency"
     title = "Cost"
     question = "What does it cost to run?"
+    needs = ("weights",)
 
     batch: int = 128
 

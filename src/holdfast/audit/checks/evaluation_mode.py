@@ -24,6 +24,7 @@ class EvaluationMode(Check):
     section = "sanity"
     title = "Evaluation mode"
     question = "Does evaluating it leave it as it was?"
+    needs = ("weights",)
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""

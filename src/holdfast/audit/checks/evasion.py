@@ -16,7 +16,9 @@ from holdfast.audit.pictures import difference, picture
 from holdfast.audit.predictions import Attacked
 from holdfast.audit.subject import Subject
 from holdfast.data import to_float
-from holdfast.evasion import FGSM, PGD, BallAttack, Square
+from holdfast.evasion import APGD, FAB, FGSM, PGD, Square
+from holdfast.evasion import Evasion as EvasionAttack
+from holdfast.models import queryables
 from holdfast.run import content_keys, uniform_at
 
 __all__ = ["Evasion"]
@@ -24,17 +26,27 @@ __all__ = ["Evasion"]
 
 @dataclass(frozen=True)
 class _Stage:
-    """An attack, the positions of the images it was let loose on, and what it did."""
+    """An attack, the positions of the images it was let loose on, and what it did.
+
+    `follows` says that these are the images which the attacks before it had left: a rate among them means nothing.
+    """
 
     name: str
-    attack: BallAttack
+    attack: EvasionAttack
     which: NDArray[np.int64]
     found: Attacked
+    follows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evasion(Check):
-    """FGSM, PGD with restarts, PGD on the margin, Square; the verdict is on the images that withstand all of them."""
+    """FGSM, PGD, Square, and on what they leave more attacks; the verdict is on the images that withstand all of them.
+
+    By the profile, what PGD leaves meets PGD on the margin; or Auto-PGD, untargeted and targeted; or these and FAB,
+    which together with Square are AutoAttack.
+
+    A model that only answers queries, such as a deployed one, meets Square alone, on as many images as that is run on.
+    """
 
     id = "evasion"
     section = "evasion"
@@ -43,7 +55,8 @@ class Evasion(Check):
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
-        n = len(subject.first(subject.profile.attack_images))
+        profile = subject.profile
+        n = len(subject.first(profile.square_images if subject.only_answers else profile.attack_images))
         correct = subject.predictions("test").correct[:n]
         stages = _stages(subject, n)
         standing, cumulative = correct.copy(), []
@@ -59,7 +72,7 @@ class Evasion(Check):
                 *(
                     rate(f"{s.name}-accuracy", ~s.found.success, title=f"Accuracy under {s.attack}")
                     for s in stages
-                    if s.name != "pgd-margin"
+                    if not s.follows
                 ),
                 *_queries(black_box, correct),
             ],
@@ -89,7 +102,9 @@ class Evasion(Check):
             settings={
                 "norm": "linf",
                 "eps": subject.policy.threat.eps,
-                "knowledge": "white box (FGSM, PGD) and scores only (Square)",
+                "knowledge": "answers only (Square)"
+                if subject.only_answers
+                else "white box and, for Square, scores only",
                 "attacks": {
                     s.name: {"images": len(s.which)} | {f.name: getattr(s.attack, f.name) for f in fields(s.attack)}  # type: ignore[arg-type]
                     for s in stages
@@ -99,6 +114,7 @@ class Evasion(Check):
             limitations=[
                 "An attack shows what breaks; what it does not break may still break. The figure is an upper bound.",
                 "Only changes within the maximum norm are tried: no rotations, patches or physical changes.",
+                *_unseen(subject),
                 f"Square was tried on the first {len(black_box.which)} of {n} images.",
             ],
             doubt=_doubt(subject),
@@ -107,22 +123,52 @@ class Evasion(Check):
 
 
 def _stages(subject: Subject, n: int) -> list[_Stage]:
-    """The attacks in order; PGD on the margin is spared the images that have fallen."""
+    """The attacks in order; those that follow others are spared the images that have fallen."""
     eps, profile = subject.policy.threat.eps, subject.profile
     every = np.arange(n)
-    stages = []
+    square = Square(eps=eps, queries=profile.square_queries)
+    stages: list[_Stage] = []
 
-    def run(name: str, attack: BallAttack, which: NDArray[np.int64], examples: int = 0) -> Attacked:
-        found = subject.attacked(attack, which, examples=examples)
-        stages.append(_Stage(name, attack, which, found))
-        return found
+    def run(name: str, attack: EvasionAttack, which: NDArray[np.int64], examples: int = 0) -> None:
+        stages.append(_Stage(name, attack, which, subject.attacked(attack, which, examples=examples)))
 
+    def follow(name: str, attack: EvasionAttack) -> None:
+        standing = subject.predictions("test").correct[:n].copy()
+        for stage in stages:
+            standing[stage.which[stage.found.success]] = False
+        which = np.flatnonzero(standing)
+        stages.append(_Stage(name, attack, which, subject.attacked(attack, which), follows=True))
+
+    if subject.only_answers:
+        run("square", square, every, profile.gallery)
+        return stages
     run("fgsm", FGSM(eps=eps), every)
-    pgd = PGD(eps=eps, steps=profile.pgd_steps, restarts=profile.pgd_restarts)
-    fallen = run("pgd", pgd, every, profile.gallery).success
-    run("pgd-margin", PGD(eps=eps, steps=profile.pgd_steps, loss="margin"), every[~fallen])
-    run("square", Square(eps=eps, queries=profile.square_queries), every[: profile.square_images])
+    run("pgd", PGD(eps=eps, steps=profile.pgd_steps, restarts=profile.pgd_restarts), every, profile.gallery)
+    targets = min(profile.apgd_targets, subject.data.num_classes - 1)
+    if not profile.apgd_steps:
+        follow("pgd-margin", PGD(eps=eps, steps=profile.pgd_steps, loss="margin"))
+    else:
+        follow("apgd", APGD(eps=eps, steps=profile.apgd_steps))
+        # The targeted loss compares four logits; with fewer classes the margin has to do.
+        few = subject.features("test").logits.shape[1] < 4 or not targets
+        other = {"loss": "margin"} if few else {"targets": targets}
+        follow("apgd-targeted", APGD(eps=eps, steps=profile.apgd_steps, **other))
+    if profile.fab_steps:
+        follow("fab", FAB(eps=eps, steps=profile.fab_steps, targets=targets))
+    run("square", square, every[: profile.square_images])
     return stages
+
+
+def _unseen(subject: Subject) -> list[str]:
+    """What an attacker with nothing but answers leaves unseen."""
+    if not subject.only_answers:
+        return []
+    unseen = ["The model only answers queries. Whoever has its weights, or a model like it, may find more."]
+    if any(part.labels_only for part in queryables(subject.model)):
+        unseen.append(
+            "It answers with labels alone, which give Square nothing to follow: it is little more than noise."
+        )
+    return unseen
 
 
 def _under_noise(subject: Subject, n: int) -> NDArray[np.bool_]:
@@ -154,6 +200,8 @@ def _queries(square: _Stage, correct: NDArray[np.bool_]) -> list[Metric]:
 
 
 def _doubt(subject: Subject) -> str:
+    if subject.only_answers:
+        return ""
     failed = [sign.name for sign in subject.masking if not sign.ok and sign.severity == "fail"]
     if not failed:
         return ""
@@ -162,7 +210,7 @@ def _doubt(subject: Subject) -> str:
 
 def _bars(subject: Subject, stages: list[_Stage], correct: NDArray[np.bool_], standing: NDArray[np.bool_]) -> Chart:
     rates = {"clean": rate("", correct), "random noise": rate("", _under_noise(subject, len(correct)))}
-    rates |= {s.name: rate("", ~s.found.success) for s in stages if s.name != "pgd-margin"}
+    rates |= {s.name: rate("", ~s.found.success) for s in stages if not s.follows}
     rates["all attacks"] = rate("", standing)
     return Chart(
         kind="bar",
@@ -204,36 +252,38 @@ def _table(stages: list[_Stage], correct: NDArray[np.bool_], cumulative: list[fl
         columns=["attack", "images", "accuracy", "at least", "at most", "with all before it", "median queries"],
         rows=rows,
         percent=["accuracy", "at least", "at most", "with all before it"],
-        caption="PGD on the margin attacks only the images that PGD on the cross-entropy has left.",
+        caption=" ".join(
+            f"{stage.name} attacks only the images that those before it have left." for stage in stages if stage.follows
+        ),
     )
 
 
 def _gallery(subject: Subject, stages: list[_Stage]) -> list[Gallery]:
-    pgd = next(stage for stage in stages if stage.name == "pgd")
+    shown = next((stage for stage in stages if stage.name == "pgd"), stages[-1])
     classes, seen = subject.data.classes, subject.predictions("test")
     groups = []
-    for x_adv, i in zip(pgd.found.examples, pgd.found.example_of.tolist(), strict=True):
-        place = int(np.flatnonzero(pgd.which == i)[0])
+    for x_adv, i in zip(shown.found.examples, shown.found.example_of.tolist(), strict=True):
+        place = int(np.flatnonzero(shown.which == i)[0])
         clean, changed = to_float(subject.test.x[i]), torch.from_numpy(x_adv)
-        confidence = quantity(float(pgd.found.confidence[place]), "rate")
+        confidence = quantity(float(shown.found.confidence[place]), "rate")
         groups.append(
             [
                 picture(clean, f"{classes[seen.label[i]]}, {quantity(float(seen.confidence[i]), 'rate')}", "clean"),
-                picture(changed, f"{classes[pgd.found.prediction[place]]}, {confidence}", "adversarial"),
+                picture(changed, f"{classes[shown.found.prediction[place]]}, {confidence}", "adversarial"),
                 difference(clean, changed),
             ]
         )
     if not groups:
         return []
     return [
-        Gallery(title="Adversarial examples", groups=groups[: subject.profile.gallery], caption=f"By {pgd.attack}.")
+        Gallery(title="Adversarial examples", groups=groups[: subject.profile.gallery], caption=f"By {shown.attack}.")
     ]
 
 
 def _samples(stages: list[_Stage], standing: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
     columns: dict[str, NDArray[np.generic]] = {"robust": standing}
     for stage in stages:
-        if stage.name == "pgd-margin":
+        if stage.follows:
             continue  # of the survivors only; `robust` knows of it
         columns[f"{stage.name}.success"] = stage.found.success
         columns[f"{stage.name}.queries"] = stage.found.queries

@@ -11,6 +11,7 @@ from holdfast.audit.check import Answer, Check, Remedy
 from holdfast.audit.findings import Action, Metric, Table
 from holdfast.audit.subject import Subject
 from holdfast.data import to_float
+from holdfast.models import Unanswered
 
 __all__ = ["ExtremeInputs"]
 
@@ -129,6 +130,8 @@ def _beyond(sample: Tensor) -> dict[str, Tensor]:
 def _respond(subject: Subject, x: Tensor) -> _Response:
     try:
         return _Response(subject.respond(x))
+    except Unanswered:  # it was not even asked
+        raise
     except Exception as error:  # a stranger's model may refuse an input with whatever it likes; that is an answer here
         return _Response(None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:80]}")
 

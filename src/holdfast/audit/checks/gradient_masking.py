@@ -19,6 +19,7 @@ class GradientMasking(Check):
     section = "sanity"
     title = "Masked gradients"
     question = "Do attacks see what they need to see?"
+    needs = ("gradients",)
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
@@ -54,14 +55,15 @@ class GradientMasking(Check):
             figures=[
                 Table(
                     title="Tests",
-                    columns=["test", "value", "limit", "result", "meaning"],
+                    columns=["test", "value", "limit", "result", "meaning", "what to try"],
                     rows=[
                         [
                             sign.name.replace("-", " "),
                             sign.value,
                             sign.limit,
-                            "ok" if sign.ok else sign.severity,
+                            sign.result,
                             sign.explanation,
+                            sign.suggests,
                         ]
                         for sign in signs
                     ],
@@ -77,7 +79,8 @@ class GradientMasking(Check):
                     ),
                     when="failed-tests",
                 ),
-                *(Remedy(Action(text=sign.explanation), when="warnings") for sign in warned),
+                *(Remedy(Action(text=f"{sign.name}: {sign.suggests}"), when="failed-tests") for sign in failed),
+                *(Remedy(Action(text=f"{sign.name}: {sign.suggests}"), when="warnings") for sign in warned),
             ],
             settings={
                 "images": images,

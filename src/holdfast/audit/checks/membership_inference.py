@@ -31,6 +31,7 @@ class MembershipInferenceCheck(Check):
     section = "privacy"
     title = "Membership inference"
     question = "Does it give away who was in its training data?"
+    needs = ("scores",)
 
     attacks: tuple[str, ...] = ("loss-mia", "confidence-mia")
 

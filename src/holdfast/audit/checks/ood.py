@@ -38,6 +38,7 @@ class UnknownInputs(Check):
     section = "ood"
     title = "Unknown inputs"
     question = "Does it notice inputs that belong to none of its classes?"
+    needs = ("scores",)
 
     detectors: tuple[str, ...] = ("msp", "max-logit", "energy", "knn")
 

@@ -11,14 +11,16 @@ from holdfast import stats
 from holdfast.audit.check import Answer, Check
 from holdfast.audit.findings import Chart, Metric, Series, Table
 from holdfast.audit.subject import Subject
-from holdfast.evasion import PGD
+from holdfast.evasion import PGD, BallAttack, Square
 
 __all__ = ["SecurityCurve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityCurve(Check):
-    """PGD at growing radii. What falls at one radius counts as fallen at all larger ones, whose balls hold the smaller.
+    """PGD at growing radii; Square on a model that only answers queries.
+
+    What falls at one radius counts as fallen at all larger ones, whose balls hold the smaller.
 
     Args:
         radii: in steps of 1/255, rising.
@@ -41,8 +43,7 @@ class SecurityCurve(Check):
         robust = [int(standing.sum())]
         for radius in self.radii:
             which = np.flatnonzero(standing)
-            attack = PGD(eps=radius / 255, steps=profile.curve_steps)
-            found = subject.attacked(attack, which)
+            found = subject.attacked(_attack(subject, radius / 255), which)
             standing[which[found.success]] = False
             withstood[standing] = radius
             robust.append(int(standing.sum()))
@@ -90,7 +91,7 @@ class SecurityCurve(Check):
                     y_label="accuracy",
                     series=[
                         Series(
-                            name="under PGD",
+                            name=f"under {'Square' if subject.only_answers else 'PGD'}",
                             x=[float(r) for r in radii],
                             y=[float(v) for v in rates],
                             low=[low for low, _ in ends],
@@ -108,7 +109,19 @@ class SecurityCurve(Check):
                     percent=["accuracy", "at least", "at most"],
                 ),
             ],
-            settings={"norm": "linf", "steps": profile.curve_steps, "images": n, "radii in 1/255": list(self.radii)},
+            settings={
+                "norm": "linf",
+                "attack": str(_attack(subject, self.radii[-1] / 255)),
+                "images": n,
+                "radii in 1/255": list(self.radii),
+            },
             limitations=["One attack with one start: the evasion check says more at its radius."],
             samples={"test": {"withstood": withstood}},
         )
+
+
+def _attack(subject: Subject, eps: float) -> BallAttack:
+    """The attack at a radius: the strongest single one that the model can be asked for."""
+    if subject.only_answers:
+        return Square(eps=eps, queries=10 * subject.profile.curve_steps)
+    return PGD(eps=eps, steps=subject.profile.curve_steps)

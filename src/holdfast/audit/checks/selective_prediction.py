@@ -28,6 +28,7 @@ class SelectivePrediction(Check):
     section = "calibration"
     title = "Selective prediction"
     question = "Does holding back when unsure avoid errors?"
+    needs = ("scores",)
 
     coverage: float = 0.8
 
