@@ -3,8 +3,8 @@
     python benchmarks/minimal.py --attack cw --model zoo:cifar10-resnet20 --n 100
 
 writes ``results/cw.md`` and ``results/cw.json``, and likewise for ``deepfool`` and ``hopskipjump``; ``--norm linf``
-adds ``-linf`` to the names. An equal budget is as many gradient steps (C&W), steps and candidates (DeepFool), or queries
-(HopSkipJump). The peers' HopSkipJump takes iterations, so their queries are counted first, on a few images, and
+adds ``-linf`` to the names. An equal budget is as many gradient steps (C&W), steps and candidates (DeepFool), or
+queries (HopSkipJump). The peers' HopSkipJump takes iterations, so their queries are counted first, on a few images, and
 holdfast gets as many as the most frugal of them spends on average.
 """
 

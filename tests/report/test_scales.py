@@ -31,7 +31,12 @@ def test_inner_ticks_stay_inside_and_are_few(ends):
 
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
-    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (0.5, 1, [0.5, 0.6, 0.7, 0.8, 0.9, 1]), (1, 5, [1, 2, 3, 4, 5])],
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (0.18, 0.36, [0.2, 0.25, 0.3, 0.35]),
+        (0.5, 1, [0.5, 0.6, 0.7, 0.8, 0.9, 1]),
+        (1, 5, [1, 2, 3, 4, 5]),
+    ],
 )
 def test_inner_ticks_mark_the_ends_where_they_are_round(low, high, ticks):
     assert inner_ticks(low, high) == pytest.approx(ticks)

@@ -1,8 +1,8 @@
 """Attacks at test time: inputs changed a little so that a model errs.
 
 A method's file (`pgd.py`, `square.py`, ...) holds the attack; `loop.py` and `pool.py` hold the engine of those within
-a ball, `minimal.py` what those have in common that seek the smallest perturbation, and `oracle.py` the model as both
-see it. `ascend` is the bare inner maximiser for adversarial training; `masking` asks
+a ball, `minimal.py` what those have in common that seek the smallest perturbation, `universal.py` those that find one
+pattern for all images, and `oracle.py` the model as all of them see it. `ascend` is the bare inner maximiser for adversarial training; `masking` asks
 whether a robustness figure can be trusted.
 """
 

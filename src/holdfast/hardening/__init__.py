@@ -1,8 +1,9 @@
 """Training that resists attacks: objectives for `holdfast.training.fit` whose inner step is an attack.
 
 `pgd_at.py` is adversarial training itself, against which every other method is measured. `pubdef.py` trains on images
-attacked on other models, which `transfer_sets.py` makes; `worst_transfer.py` measures what that is worth. `self_gmad.py`
-mends models of scores (quality, age) through the pairs of images on which they contradict their pruned versions.
+attacked on other models, which `transfer_sets.py` makes; `worst_transfer.py` measures what that is worth.
+`self_gmad.py` mends models of scores (quality, age) by the pairs of images on which they contradict their pruned
+versions.
 """
 
 from holdfast.hardening.defensive_distillation import DefensiveDistillation, distil

@@ -123,7 +123,8 @@ def inner_ticks(low: float, high: float, count: int = 5) -> list[float]:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         ticks = [round(i * step, 12) for i in range(first, last + 1)]
         missed = sum(not math.isclose(end / step, round(end / step), abs_tol=1e-6) for end in (low, high))
-        best = min(best, (abs(len(ticks) - count) + 2 * missed, ticks), key=lambda pair: pair[0])
+        crowded = 10 if len(ticks) > 9 else 0
+        best = min(best, (abs(len(ticks) - count) + 2 * missed + crowded, ticks), key=lambda pair: pair[0])
     return best[1]
 
 
