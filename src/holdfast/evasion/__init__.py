@@ -2,8 +2,8 @@
 
 A method's file (`pgd.py`, `square.py`, ...) holds the attack; `loop.py` and `pool.py` hold the engine of those within
 a ball, `minimal.py` what those have in common that seek the smallest perturbation, `universal.py` those that find one
-pattern for all images, and `oracle.py` the model as all of them see it. `ascend` is the bare inner maximiser for adversarial training; `masking` asks
-whether a robustness figure can be trusted.
+pattern for all images, and `oracle.py` the model as all of them see it. `ascend` is the bare inner maximiser for
+adversarial training; `masking` asks whether a robustness figure can be trusted.
 """
 
 from holdfast.evasion.aaa import AAA
