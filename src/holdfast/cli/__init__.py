@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from holdfast.cli import attack, audit, compare, data, methods, prove, train, transfer, version, zoo
+from holdfast.cli import attack, audit, compare, data, harden, methods, prove, train, transfer, version, zoo
 from holdfast.errors import UserError
 
 __all__ = ["app", "main"]
@@ -59,6 +59,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "audit": audit.audit_command,
     "train": train.train_command,
     "attack": attack.attack_command,
+    "harden": harden.harden_command,
     "transfer": transfer.transfer_command,
     "prove": prove.prove_command,
     "list": methods.list_command,

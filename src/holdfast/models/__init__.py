@@ -24,7 +24,7 @@ from holdfast.models.replay import Replays
 from holdfast.models.served import connect
 from holdfast.models.timing import Latency, latency
 from holdfast.models.twin import fast_twin
-from holdfast.models.weights import load_weights, read_weights, save_weights, weights_hash
+from holdfast.models.weights import load_weights, read_weights, save_tensors, save_weights, weights_hash
 from holdfast.models.zoo import Measured, ZooCard, publish, zoo_card, zoo_names, zoo_weights
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "queryables",
     "read_weights",
     "sample_gradients",
+    "save_tensors",
     "save_weights",
     "tap",
     "weights_hash",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from holdfast.errors import UserError
 from holdfast.files import atomic_path
 
-__all__ = ["WeightsFile", "load_weights", "read_weights", "save_weights", "weights_hash"]
+__all__ = ["WeightsFile", "load_weights", "read_weights", "save_tensors", "save_weights", "weights_hash"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
@@ -64,11 +64,23 @@ def save_weights(
     Raises:
         UserError: the path has another ending or cannot be written, or `dtype` cannot hold a value.
     """
+    known = {key: getattr(model, key, None) for key in ("architecture", "num_classes", "image_shape", "classes")}
+    merged = {key: value for key, value in known.items() if value is not None} | dict(metadata or {})
+    save_tensors(model.state_dict(), path, merged, dtype)
+
+
+def save_tensors(
+    tensors: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write tensors by name as `save_weights` does, for what is learned but is no model."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written as .safetensors.")
-    tensors = {}
-    for name, tensor in model.state_dict().items():
+    kept = {}
+    for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"{name} of the model is a {type(tensor).__name__}, and safetensors hold tensors only.")
         stored = tensor.detach().cpu()
@@ -77,12 +89,10 @@ def save_weights(
             if not torch.isfinite(stored).all() and torch.isfinite(tensor).all():
                 raise UserError(f"{name} holds values that {str(dtype).removeprefix('torch.')} cannot.")
         # A copy of its own for each: safetensors refuses tensors that share memory.
-        tensors[name] = stored.clone(memory_format=torch.contiguous_format)
-    known = {key: getattr(model, key, None) for key in ("architecture", "num_classes", "image_shape", "classes")}
-    merged = {key: value for key, value in known.items() if value is not None} | dict(metadata or {})
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in merged.items()}
+        kept[name] = stored.clone(memory_format=torch.contiguous_format)
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_ordered(safetensors.torch.save(tensors, metadata={"format": "pt"} | text)))
+        temporary.write_bytes(_ordered(safetensors.torch.save(kept, metadata={"format": "pt"} | text)))
 
 
 def _ordered(content: bytes) -> bytes:
