@@ -73,7 +73,7 @@ def test_the_default_policy_covers_every_check_that_measures_and_gives_sources()
     policy = load_policy()
     checks = {check.id for check in all_checks()}
     assert set(policy.rules) <= checks
-    assert checks - set(policy.rules) == {"security-curve", "minimal-norm"}
+    assert checks - set(policy.rules) == {"security-curve", "minimal-norm", "decision-attacks"}
     assert all(rule.source for rules in policy.rules.values() for rule in rules.values())
 
 

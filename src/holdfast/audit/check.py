@@ -38,12 +38,12 @@ from holdfast import stats
 from holdfast.audit.findings import Action, Figure, Metric
 from holdfast.audit.policy import Rule
 from holdfast.audit.sections import AXES
-from holdfast.errors import one_of
+from holdfast.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from holdfast.audit.subject import Subject
 
-__all__ = ["Answer", "Check", "Remedy", "all_checks", "among", "checks_named", "rate"]
+__all__ = ["Answer", "Check", "Remedy", "all_checks", "among", "checks_named", "left_out", "rate"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,16 @@ def checks_named(names: Sequence[str] | None) -> list[Check]:
         if name not in known:
             raise one_of("check", name, known)
     return [check for check in checks if check.id in names or check.section in names]
+
+
+def left_out(subject: Subject, count: int | None) -> None:
+    """Leave a check unassessed where the profile gives it no images.
+
+    Raises:
+        UserError: it gives none.
+    """
+    if count == 0:
+        raise UserError(f"The profile {subject.profile.name} leaves it out, for the time it takes.")
 
 
 def among(count: int) -> float:

@@ -77,6 +77,7 @@ class Threat(_Strict):
 
     adversary: bool = True
     eps: Annotated[Number, Field(gt=0, le=1)] = 8 / 255
+    eps_l2: Annotated[Number, Field(gt=0)] = 0.5
 
 
 class Policy(_Strict):

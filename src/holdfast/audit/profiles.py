@@ -15,7 +15,8 @@ from holdfast.errors import UserError, one_of
 __all__ = ["PROFILES", "Profile", "profile_of"]
 
 
-_MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps"}
+_MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps", "cw_steps"}
+_MAY_BE_LEFT_OUT |= {"l2_images", "transfer_images", "decision_images", "universal_images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,14 @@ class Profile:
             on the margin instead.
         fab_steps: of FAB, towards as many classes, on what Auto-PGD leaves; 0 leaves it out.
         square_images, square_queries: of the black-box attack.
-        curve_images, curve_steps: of robust accuracy over the radius.
+        curve_images, curve_steps: of robust accuracy over the radius, and of the distance to the nearest error.
+        cw_steps: of C&W in search of nearer errors than DeepFool's; 0 leaves it out.
+        l2_images: attacked in the Euclidean norm, with `apgd_steps`, `apgd_targets` and `square_queries`; 0 leaves it
+            out, and so for the other attacks below.
+        universal_images: that one pattern for all images is fitted to.
+        transfer_images: attacked on other models.
+        decision_images, decision_queries: of the attack that sees labels only.
+        guard_images: attacked with and without knowledge of the guard, where there is one.
         masking_images, masking_steps, masking_queries: of the tests for masked gradients.
         fault_images, fault_trials: of the weight faults, for each rate.
         fault_bits: single flips tried in search of the worst.
@@ -61,6 +69,13 @@ class Profile:
     square_queries: int
     curve_images: int | None
     curve_steps: int
+    cw_steps: int
+    l2_images: int | None
+    universal_images: int
+    transfer_images: int | None
+    decision_images: int
+    decision_queries: int
+    guard_images: int
     masking_images: int
     masking_steps: int
     masking_queries: int
@@ -106,6 +121,13 @@ PROFILES: dict[str, Profile] = {
             square_queries=300,
             curve_images=100,
             curve_steps=10,
+            cw_steps=0,
+            l2_images=0,
+            universal_images=500,
+            transfer_images=200,
+            decision_images=0,
+            decision_queries=300,
+            guard_images=100,
             masking_images=64,
             masking_steps=10,
             masking_queries=200,
@@ -134,6 +156,13 @@ PROFILES: dict[str, Profile] = {
             square_queries=1000,
             curve_images=250,
             curve_steps=20,
+            cw_steps=0,
+            l2_images=250,
+            universal_images=2000,
+            transfer_images=500,
+            decision_images=32,
+            decision_queries=1000,
+            guard_images=250,
             masking_images=100,
             masking_steps=20,
             masking_queries=500,
@@ -162,6 +191,13 @@ PROFILES: dict[str, Profile] = {
             square_queries=5000,
             curve_images=None,
             curve_steps=50,
+            cw_steps=200,
+            l2_images=None,
+            universal_images=10_000,
+            transfer_images=None,
+            decision_images=500,
+            decision_queries=5000,
+            guard_images=1000,
             masking_images=1000,
             masking_steps=20,
             masking_queries=1000,

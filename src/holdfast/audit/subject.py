@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from holdfast.data import Data, Images, corrupt, ood_sets, to_float
 from holdfast.data.order import fair_order
 from holdfast.errors import UserError, one_of
 from holdfast.evasion import Evasion
+from holdfast.evasion.adaptive import informed
+from holdfast.evasion.autoattack import Unreliable
 from holdfast.evasion.masking import Sign, masking_signs
 from holdfast.models import Features, extract, frozen, only_answers, queryables
 from holdfast.run import Run
@@ -206,17 +209,21 @@ class Subject:
         """Images with a corruption, always the same for the same images."""
         return corrupt(x, name, severity, run=self.run)
 
-    def attacked(self, attack: Evasion, which: NDArray[np.int64], *, examples: int = 0) -> Attacked:
+    def attacked(
+        self, attack: Evasion, which: NDArray[np.int64], *, examples: int = 0, knowing: bool = False
+    ) -> Attacked:
         """What an attack does to test images; worked out and kept in parts, so that little is lost by a kill.
 
         Args:
             attack: what to run.
             which: positions of the images among those of `test`.
             examples: how many adversarial images to keep of each part.
+            knowing: the attacker knows the model's guard, and searches on what it offers (`holdfast.evasion.adaptive`).
         """
         size = ASKED_PART if queryables(self.model) else PART
         parts = [
-            self._attacked_part(attack, which[start : start + size], examples) for start in range(0, len(which), size)
+            self._attacked_part(attack, which[start : start + size], examples, knowing)
+            for start in range(0, len(which), size)
         ]
         return (
             Attacked(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
@@ -224,10 +231,15 @@ class Subject:
             else (Attacked.nothing(self.test.x))
         )
 
-    def _attacked_part(self, attack: Evasion, which: NDArray[np.int64], examples: int) -> dict[str, Tensor]:
+    def _attacked_part(
+        self, attack: Evasion, which: NDArray[np.int64], examples: int, knowing: bool
+    ) -> dict[str, Tensor]:
         def compute() -> dict[str, Tensor]:
             rows = self.test.select(which)
-            found = attack.run(self.model, to_float(rows.x), rows.y, run=self.run)
+            model = informed(self.model) if knowing else self.model
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Unreliable)  # `doubt` says it in the report
+                found = attack.run(model, to_float(rows.x), rows.y, run=self.run)
             shown = (found.success & found.correct).nonzero().squeeze(1)[:examples]
             return {
                 "success": found.success,
@@ -240,7 +252,13 @@ class Subject:
             }
 
         fields = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}  # type: ignore[arg-type]
-        settings = {"attack": attack.id, "fields": fields, "which": which.tolist(), "examples": examples}
+        settings: dict[str, Any] = {
+            "attack": attack.id,
+            "fields": fields,
+            "which": which.tolist(),
+            "examples": examples,
+        }
+        settings |= {"knowing": True} if knowing else {}
         return self.store.tensors(f"attack-{attack.id}", settings, compute)
 
     @functools.cached_property
@@ -268,6 +286,14 @@ class Subject:
         }
         signs, _ = self.store.record("masking", settings, compute)
         return [Sign(**sign) for sign in signs]
+
+    @property
+    def doubt(self) -> str:
+        """Why accuracies under attacks with gradients are not to be believed; empty where nothing speaks against it."""
+        failed = [] if self.only_answers else [s.name for s in self.masking if not s.ok and s.severity == "fail"]
+        if not failed:
+            return ""
+        return f"Gradients seem to be masked ({', '.join(failed)}), so the accuracy under attack is not to be trusted."
 
     def held_out(self) -> tuple[Predictions, Predictions, str]:
         """Predictions to fit something on and others to judge it by, and in words where they come from."""

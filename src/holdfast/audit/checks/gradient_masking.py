@@ -75,7 +75,7 @@ class GradientMasking(Check):
                         text="Do not claim robustness from gradient attacks on this model. Attack it without "
                         "gradients, and through a differentiable stand-in for the part that masks them.",
                         method="square",
-                        command="holdfast attack --attack 'square(queries=5000)' --model MODEL --data DATA",
+                        command="holdfast attack 'square(queries=5000)' --model MODEL --data DATA",
                     ),
                     when="failed-tests",
                 ),
