@@ -17,6 +17,7 @@ from holdfast.cli.options import (
     MaxRate,
     Model,
     Out,
+    PrecisionName,
     Quiet,
     Seed,
     Weights,
@@ -47,6 +48,7 @@ def attack_command(
     max_rate: MaxRate = None,
     seed: Seed = 0,
     device: Device = "auto",
+    precision: PrecisionName = "fp32",
     batch_size: BatchSize = 512,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -56,6 +58,8 @@ def attack_command(
     With `--out`, writes `samples.parquet` (per image: label, prediction, success, norm, queries) and
     `adversarial.safetensors` (the images), and goes on where a stopped run left off.
 
+    Several processes share the work: `torchrun --nproc-per-node 2 -m holdfast attack ...`, each on a GPU of its own.
+
     Example: `holdfast attack 'pgd(steps=50, restarts=10)' --model zoo:cifar10-resnet20 --data cifar10 -n 1000`
     """
     from holdfast import catalog
@@ -63,15 +67,20 @@ def attack_command(
     from holdfast.evasion.adaptive import informed
     from holdfast.evasion.campaign import campaign
     from holdfast.methods import Attack
+    from holdfast.training.devices import first_process
 
     method = catalog.build(attack, kind=Attack)
-    run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
+    run = options.make_run(
+        seed=seed, device=device, precision=precision, batch_size=batch_size, out=out, quiet=quiet or as_json
+    )
     network, bundle = options.load(model, weights, data, run)
     options.limit(network, max_queries, max_rate)
     network = options.guarded(network, guard)
     network = informed(network) if adaptive else network
     images = first_images(bundle.test, n, run.rng("order", "test"))
     result = campaign(method, network, images, run=run)
+    if not first_process():
+        return
     if as_json:
         print_json(result.to_json())
     else:

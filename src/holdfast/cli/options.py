@@ -63,16 +63,32 @@ Out = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of all randomness.")]
 Device = Annotated[str, typer.Option("--device", help="`auto`, `cpu`, `cuda`, `cuda:1`, ...")]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of gradients: `fp32`, or `bf16`, faster where the hardware has it. Verdicts are fp32 either way.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per forward pass; does not change results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def make_run(*, seed: int, device: str = "auto", batch_size: int = 512, out: Path | None, quiet: bool) -> Run:
+def make_run(
+    *,
+    seed: int,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 512,
+    out: Path | None,
+    quiet: bool,
+) -> Run:
     """The run that the common options describe."""
     from holdfast.run import Run
 
-    return Run(seed=seed, device=device, batch_size=batch_size, out=out, progress=not quiet)
+    exact: Any = precision  # `Run` says what it takes
+    return Run(seed=seed, device=device, precision=exact, batch_size=batch_size, out=out, progress=not quiet)
 
 
 def load(model: str, weights: str | None, data: str, run: Run) -> tuple[nn.Module, Data]:

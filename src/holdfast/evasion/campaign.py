@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from holdfast.files import atomic_path, write_bytes
 from holdfast.methods import Attack
 from holdfast.models import QueriesSpent, forget, queryables, weights_hash
 from holdfast.run import Run
+from holdfast.training.devices import first_process, gathered, launch, processes
 
 __all__ = ["Campaign", "campaign"]
 
@@ -138,6 +140,9 @@ def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> C
     Where the budget of queries of a `Queryable` is spent on the way, the images finished by then are the result; with
     ``run.out``, the same call with a larger budget goes on with the others.
 
+    In several processes, started by a launcher such as ``torchrun``, each on a device of its own, the parts are shared
+    out; every process returns the whole result, which is that of one process alone.
+
     Args:
         attack: to run.
         model: in any mode, left as it was.
@@ -150,37 +155,59 @@ def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> C
     if not len(images):
         raise UserError(f"{images.name}: there are no images to attack.")
     key = _key(attack, model, images, run)
-    parts: list[Outcome] = []
     size = _ASKED_PART if queryables(model) else _PART
     size = len(images) if isinstance(attack, Evasion) and attack.joint else size
-    for start in range(0, len(images), size):
+    starts = list(range(0, len(images), size))
+
+    def part_at(start: int, run: Run) -> Outcome:
         path = None if run.out is None else run.out / "state" / f"{attack.id}-{key}-{start}.safetensors"
         part = None if path is None else _read(path)
         if part is None:
             rows = images.select(slice(start, start + size))
             forget(model)  # or a resumed part, which starts without known answers, would be asked in other batches
-            try:
-                part = _attack(attack, model, to_float(rows.x), rows.y, run)
-            except QueriesSpent as error:
-                if not parts:
-                    raise QueriesSpent(
-                        f"{error} Not one of the {len(rows)} images of the first part is done."
-                    ) from None
-                break
+            part = _attack(attack, model, to_float(rows.x), rows.y, run)
             if path is not None:
                 _write(path, part)
-        parts.append(part)
+        return part
+
+    parts = _shared(model, part_at, starts, run) if processes() > 1 else _one_by_one(part_at, starts, min(size, len(images)), run)
     outcome = _join(parts)
     n, index = len(outcome), torch.as_tensor(images.columns.get("index", torch.arange(len(images))))
     whole = Campaign(
         attack=str(attack), images=images.name, y=images.y[:n], index=index[:n], outcome=outcome, left=len(images) - n
     )
-    if run.out is not None:
+    if run.out is not None and first_process():
         with atomic_path(run.out / "samples.parquet") as temporary:
             pq.write_table(whole.table(), temporary)
         content = {"x_adv": whole.outcome.x_adv.contiguous()}
         write_bytes(run.out / "adversarial.safetensors", safetensors.torch.save(content))
     return whole
+
+
+def _one_by_one(part_at: Callable[[int, Run], Outcome], starts: list[int], size: int, run: Run) -> list[Outcome]:
+    """The parts in order, as far as the budget of queries goes."""
+    parts: list[Outcome] = []
+    for start in starts:
+        try:
+            parts.append(part_at(start, run))
+        except QueriesSpent as error:
+            if not parts:
+                raise QueriesSpent(f"{error} Not one of the {size} images of the first part is done.") from None
+            break
+    return parts
+
+
+def _shared(model: nn.Module, part_at: Callable[[int, Run], Outcome], starts: list[int], run: Run) -> list[Outcome]:
+    """The parts, taken in turn by the processes that a launcher has started; each gets them all."""
+    if queryables(model):
+        raise UserError("campaign: a model that is asked has one budget; attack it in one process, without a launcher.")
+    fabric = launch(run)
+    own = run.but(device=str(fabric.device), progress=run.progress and fabric.global_rank == 0)
+    done = {start: part_at(start, own) for start in starts[fabric.global_rank :: fabric.world_size]}
+    everyone: dict[int, Outcome] = {}
+    for theirs in gathered(fabric, done):
+        everyone |= theirs
+    return [everyone[start] for start in starts]
 
 
 def _attack(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, run: Run) -> Outcome:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast import stats
 from holdfast.data import load_data
-from holdfast.evasion import AAA, CW, FGSM, Boundary, DeepFool, HopSkipJump, MinimalAttack
+from holdfast.evasion import CW, FGSM, Boundary, DeepFool, HopSkipJump, MinimalAttack
 from holdfast.evasion.balls import distance
 from holdfast.models import build_model
 from holdfast.proofs.lab import Lab, correctly_classified
@@ -256,23 +256,6 @@ def hopskipjump_improves_with_queries(lab: Lab) -> Measured:
     x, y = _images(lab, model, 24, 24)
     medians = [float(_distances(HopSkipJump(queries=q), model, x, y, lab.run).median()) for q in (200, 500, 2000)]
     return Measured(value=_largest_step(medians), n=len(x), details={"medians": medians})
-
-
-@proof(
-    method="hopskipjump",
-    claim="A guard that bends the scores and keeps the decision does not protect from an attack that reads decisions.",
-    source="Chen et al. 2022 (AAA), section 5: no claim for decision-based attacks",
-    metric="change of the median l_2",
-    better="lower",
-    threshold={"smoke": 0.1, "cpu": 0.1},
-)
-def hopskipjump_is_not_stopped_by_aaa(lab: Lab) -> Measured:
-    """By how much the median l_2 norm differs, as a share, between the network guarded by AAA and bare."""
-    model, queries = lab.zoo(), lab.pick(smoke=300, cpu=2000)
-    x, y = _images(lab, model, 16, 24)
-    attack = HopSkipJump(queries=queries)
-    guarded, bare = (float(_distances(attack, m, x, y, lab.run).median()) for m in (AAA()(model), model))
-    return Measured(value=abs(guarded / bare - 1), baseline=bare, baseline_name="median of the bare network", n=len(x))
 
 
 def _largest_step(medians: Sequence[float]) -> float:

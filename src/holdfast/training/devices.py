@@ -19,7 +19,26 @@ from holdfast.run import Run
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["global_generators_lent", "launch", "repeatable", "seed_global_generators", "share_buffers"]
+__all__ = [
+    "first_process",
+    "gathered",
+    "global_generators_lent",
+    "launch",
+    "processes",
+    "repeatable",
+    "seed_global_generators",
+    "share_buffers",
+]
+
+
+def processes() -> int:
+    """How many processes a launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def launch(run: Run) -> Fabric:
@@ -30,7 +49,7 @@ def launch(run: Run) -> Fabric:
 
     device = run.torch_device
     plugins: list[Any] = [MixedPrecision("bf16-mixed", device.type)] if run.precision == "bf16" else []
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = processes()
     if ranks > 1:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
         fabric = Fabric(
@@ -40,6 +59,14 @@ def launch(run: Run) -> Fabric:
         return fabric
     devices: Any = [device.index or 0] if device.type == "cuda" else 1
     return Fabric(accelerator=device.type, devices=devices, plugins=plugins)
+
+
+def gathered(fabric: Fabric, value: Any) -> list[Any]:
+    """What every process has brought, in the order of their ranks; each brings something."""
+    everyone: list[Any] = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 @torch.no_grad()
