@@ -10,7 +10,6 @@ from holdfast.proofs import proofs, prove
 from holdfast.proofs.lab import Base, Lab
 from holdfast.proofs.ledger import Entry, append, evidence_page, latest, ledger_path, read
 
-
 # Claims that the ledger says do not hold; that they begin to hold is news for the ledger, not a defect.
 REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 
