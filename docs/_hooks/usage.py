@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from holdfast import catalog
+from holdfast.evasion import TrainedGuard
 from holdfast.methods import Card, Method
 
 from . import markdown
@@ -18,6 +19,7 @@ __all__ = ["examples", "python"]
 _GIVEN = {
     "square": "square(queries=200)",
     "pgd-at": "pgd-at(steps=3)",
+    "at-lr": "at-lr(steps=3)",
     "ft": "ft(epochs=1, crop=none, flip=none)",
     "retrain": "retrain(epochs=5, crop=none, flip=none)",
     "relabel": "relabel(drop=['0', '1'])",
@@ -25,6 +27,9 @@ _GIVEN = {
     "transfer-sets": "transfer-sets(sources=['zoo:digits-convnet'], copies=1)",
     "l2-transferability": "l2-transferability(attacks=['i-fgsm', 'mi-fgsm'], points=2)",
     "pubdef": "pubdef(transforms=[])",
+    "c-avp": "c-avp(epochs=1)",
+    "u-avp": "u-avp(epochs=1)",
+    "cdd-red": "cdd-red(epochs=1, depth=3, width=8, attacks=['pgd(steps=2)'])",
 }
 
 # By kind, or by id where a method is called in a way of its own.
@@ -173,6 +178,20 @@ _PYTHON = {
         changed = {made}(model)
         logits = changed(to_float(data.test.x[:32]))
         """,
+    "trained-guard": """
+        from holdfast import Run
+        from holdfast.data import load_data, to_float
+        from holdfast.evasion import save_guard
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        guarded = {made}.train(model, data.train.select(slice(0, 64)), run=Run())
+        logits = guarded(to_float(data.test.x[:32]))
+        save_guard(guarded, "guard.safetensors")  # read again by {name}(weights="guard.safetensors")
+        """,
     "transform": """
         from holdfast import Run
         from holdfast.data import load_data
@@ -197,6 +216,16 @@ _ELSEWHERE = {
         "bash",
         "holdfast attack 'square(queries=200)' --guard {quoted} --model zoo:digits-convnet --data digits -n 32",
     ),
+    "trained-guard": (
+        "On the command line",
+        "bash",
+        "holdfast harden {quoted} --model zoo:digits-convnet --data digits",
+    ),
+    "analysis": (
+        "On the command line",
+        "bash",
+        "holdfast analyse {quoted} -m zoo:cifar10-resnet20 -m zoo:cifar10-resnet20-at -d cifar10 -n 256",
+    ),
     "objective": ("In a recipe", "yaml", "objective: {spec}"),
     "optimizer": ("In a recipe", "yaml", "optimizer: {spec}"),
     "schedule": ("In a recipe", "yaml", "schedule: {spec}"),
@@ -209,7 +238,7 @@ _ELSEWHERE = {
 
 def python(card: Card, method: type[Method]) -> str:
     """A complete example in Python; for a kind without a place of its own, how to build the method by its name."""
-    template = _PYTHON.get(card.id) or _PYTHON.get(card.kind, _BY_NAME)
+    template = _PYTHON.get(card.id) or _PYTHON.get(_kind(card, method), _BY_NAME)
     imports, _, rest = textwrap.dedent(template).strip().format(**_names(card, method)).partition("\n\n")
     return "\n".join([*sorted(imports.splitlines()), "", rest, ""])
 
@@ -217,12 +246,18 @@ def python(card: Card, method: type[Method]) -> str:
 def examples(card: Card, method: type[Method]) -> str:
     """All examples of a method, as tabs."""
     tabs = [("In Python", "python", python(card, method))]
-    if card.kind in _ELSEWHERE:
-        title, language, text = _ELSEWHERE[card.kind]
+    kind = _kind(card, method)
+    if kind in _ELSEWHERE:
+        title, language, text = _ELSEWHERE[kind]
         tabs.append((title, language, text.format(**_names(card, method))))
     return "\n".join(
         f'=== "{title}"\n\n{textwrap.indent(markdown.fence(language, text), "    ")}' for title, language, text in tabs
     )
+
+
+def _kind(card: Card, method: type[Method]) -> str:
+    """The method's kind; guards that learn are called in a way of their own."""
+    return "trained-guard" if issubclass(method, TrainedGuard) else card.kind
 
 
 def _names(card: Card, method: type[Method]) -> dict[str, str]:

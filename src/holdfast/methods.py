@@ -288,9 +288,21 @@ class Report(typing.Protocol):
 class Analysis(Method, kind="analysis"):
     """Answers a question about models and data with a report."""
 
+    #: What it works on besides models and labelled images, where that is needed: the command line has no more to give.
+    needs: ClassVar[str] = ""
+
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Report:
         """Analyse the models and images given, as each analysis says for itself, with the `Run` in ``run``."""
+
+    def of_models(self, models: Mapping[str, nn.Module], images: Any, *, run: Run) -> Report:
+        """Analyse models, by name, on one set of labelled images, as ``holdfast analyse`` does.
+
+        Raises:
+            UserError: this analysis needs more than that.
+        """
+        why = f": it needs {self.needs}" if self.needs else ""
+        raise UserError(f"{self.id} cannot be run from the command line{why}. Its page says how to call it in Python.")
 
 
 # --- validation ---------------------------------------------------------------------------------------------

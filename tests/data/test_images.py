@@ -50,6 +50,11 @@ def test_selecting_takes_columns_along(which):
     assert chosen.columns["name"].tolist() == ["n4", "n1"]
 
 
+def test_an_empty_list_selects_nothing():
+    none = images().select([])
+    assert len(none) == len(none.y) == len(none.columns["name"]) == 0
+
+
 def test_a_mask_selects_where_it_is_true():
     assert images().select(torch.tensor([True, False] * 3)).columns["group"].tolist() == [0, 2, 4]
 

@@ -14,7 +14,21 @@ from typing import Any
 
 import typer
 
-from holdfast.cli import attack, audit, compare, data, harden, methods, prove, train, transfer, version, zoo
+from holdfast.cli import (
+    analyse,
+    attack,
+    audit,
+    compare,
+    data,
+    harden,
+    methods,
+    parse,
+    prove,
+    train,
+    transfer,
+    version,
+    zoo,
+)
 from holdfast.errors import UserError
 
 __all__ = ["app", "main"]
@@ -61,6 +75,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "attack": attack.attack_command,
     "harden": harden.harden_command,
     "transfer": transfer.transfer_command,
+    "analyse": analyse.analyse_command,
     "prove": prove.prove_command,
     "list": methods.list_command,
     "show": methods.show_command,
@@ -69,6 +84,10 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "data": ("Look at data: sizes, classes, and pictures.", {"show": data.show_data, "sheet": data.sheet}),
+    "parse": (
+        "Tell from adversarial images what kind of model they were made on.",
+        {"train": parse.train_parser, "read": parse.read_parser},
+    ),
     "zoo": ("The bundled models, with their measured accuracy.", {"list": zoo.list_zoo, "show": zoo.show_zoo}),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -64,7 +64,7 @@ def harden_command(
     guarded = method.train(network, first_images(bundle.train, n, run.rng("order", "train")), run=run)
     path = out / "guard.safetensors"
     save_guard(guarded, path)
-    use = replace(method, weights=str(path))
+    use = replace(cast(Any, method), weights=str(path))
     accuracy = {}
     for name, net in (("without", network), ("with", guarded)):
         right, count = int((predict(net, bundle.test, run=run).argmax(1) == bundle.test.y).sum()), len(bundle.test)

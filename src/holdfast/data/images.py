@@ -90,6 +90,8 @@ class Images:
     def select(self, which: Tensor | np.ndarray[Any, Any] | slice | list[int], name: str | None = None) -> Images:
         """The images at the given positions, or where a boolean mask is true, with their columns."""
         index: Any = which if isinstance(which, slice) else torch.as_tensor(np.asarray(which))
+        if isinstance(index, Tensor) and not index.numel():
+            index = index.long()  # an empty list says nothing of its type
         rows: Any = index if isinstance(index, slice) else index.numpy()
         columns = {k: v[index] if isinstance(v, Tensor) else v[rows] for k, v in self.columns.items()}
         return dataclasses.replace(self, x=self.x[index], y=self.y[index], columns=columns, name=name or self.name)

@@ -89,6 +89,18 @@ class L2Transferability(
         rows = [row for source, model in surrogates.items() for row in self._rows(source, model, victims, images, run)]
         return L2Report(images=images.name, eps=self.eps, baseline=self.attacks[0], rows=tuple(rows))
 
+    def of_models(self, models: Mapping[str, nn.Module], images: Images, *, run: Run) -> L2Report:
+        """Attack each model in turn, and try the images on the others."""
+        if len(models) < 2:
+            raise UserError(
+                f"{self.id}: it takes at least two models, one to attack and one to fool, got {len(models)}."
+            )
+        reports = [
+            self({name: model}, {v: victim for v, victim in models.items() if v != name}, images, run=run)
+            for name, model in models.items()
+        ]
+        return dataclasses.replace(reports[0], rows=tuple(row for report in reports for row in report.rows))
+
     def _rows(
         self, source: str, surrogate: nn.Module, victims: Mapping[str, nn.Module], images: Images, run: Run
     ) -> list[L2Row]:
@@ -241,6 +253,23 @@ class L2Report:
             f"({base.success[victim]:.1%}); of its gain of {100 * gain['total']:.1f} points, "
             f"{100 * gain['norm']:.1f} come from the norm and {100 * gain['direction']:.1f} from the direction."
         )
+
+    def listing(self) -> list[dict[str, str]]:
+        """A row per surrogate, victim and attack, in words."""
+        return [
+            {
+                "surrogate": row.surrogate,
+                "victim": victim,
+                "attack": row.attack,
+                "fooled": f"{success:.1%}",
+                "of": str(row.n[victim]),
+                "mean l_2": f"{row.l2:.3f}",
+                "saturation": f"{row.saturation:.0%}",
+                "fooled at equal l_2": f"{row.matched[victim]:.1%}",
+            }
+            for row in self.rows
+            for victim, success in row.success.items()
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -132,15 +133,27 @@ class Competition:
         order = " > ".join(f"{name} {float(self.scores[self.names.index(name)]):.3f}" for name in self.ranking)
         return f"{order} on {self.pool[0]}, by {len(self.labels)} labels."
 
+    def listing(self) -> list[dict[str, str]]:
+        """A row per model, best first, in words."""
+        return [
+            {
+                "model": name,
+                "score": f"{float(self.scores[self.names.index(name)]):.3f}",
+                "95 % interval": "{:.3f} to {:.3f}".format(*self.intervals[name]),
+                "errors found": str(len(self.failures(name))),
+            }
+            for name in self.ranking
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        """All figures as plain values."""
+        """All figures as plain values; the gap is none where no two models disagree."""
         return {
             "pool": self.pool[0],
             "ranking": self.ranking,
             "scores": dict(zip(self.names, self.scores.tolist(), strict=True)),
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
             "labels": {str(i): label for i, label in sorted(self.labels.items())},
-            "gap": self.gap,
+            "gap": None if math.isnan(self.gap) else self.gap,
             "bouts": [
                 {
                     "models": list(pair),
@@ -245,6 +258,10 @@ class MADCompetition(
         if wanted:
             labels |= dict(zip(wanted, _answers(self.id, ask, wanted, pool.num_classes), strict=True))
         return Competition(pool=here, votes=votes, bouts=bouts, labels=labels, seed=run.seed_for(self.id))
+
+    def of_models(self, models: Mapping[str, nn.Module], images: Images, *, run: Run) -> Competition:
+        """Let the models compete on the images; of their labels only those are read that would have to be asked for."""
+        return self(models, images, lambda places: images.y[places], run=run)
 
     def choose(self, first: Votes, second: Votes, distances: Float[Tensor, "k k"]) -> Bout:
         """The images on which two models disagree most, each of them sure."""

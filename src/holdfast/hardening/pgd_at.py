@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.errors import UserError
 from holdfast.evasion.ascend import ascend
+from holdfast.evasion.pgd import check_eps
 from holdfast.methods import Objective, Paper
 from holdfast.training import CrossEntropy, Step, statistics_kept
 
@@ -62,11 +62,7 @@ class PGDAT(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm == "linf" and self.eps > 1:
-            raise UserError(
-                f"pgd-at: eps must be a number in [0, 1] for norm 'linf', got {self.eps:g}. "
-                f"Did you mean {self.eps:g}/255?"
-            )
+        check_eps(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """The loss of the batch at the points an ascent from a random start has reached."""

@@ -162,6 +162,8 @@ class SelfGMAD(
             scores' standard deviation.
     """
 
+    needs = "a model of scores, a pool of images without them, and somebody who compares pairs"
+
     rounds: Annotated[int, Field(ge=1)] = 2
     ratios: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
     members: Annotated[int, Field(ge=1)] = 3

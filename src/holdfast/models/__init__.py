@@ -5,6 +5,7 @@ A model is a plain `nn.Module` from float images in [0, 1] to logits. Nothing ne
 
 from holdfast.models.answers import QueriesSpent, Transient, Unanswered
 from holdfast.models.build import architectures, build_model
+from holdfast.models.dncnn import DnCNN
 from holdfast.models.features import Features, classifier_head, extract, predict, tap
 from holdfast.models.freeze import (
     MixesSamples,
@@ -29,6 +30,7 @@ from holdfast.models.zoo import Measured, ZooCard, publish, zoo_card, zoo_names,
 
 __all__ = [
     "Cost",
+    "DnCNN",
     "Features",
     "Latency",
     "LayerInfo",

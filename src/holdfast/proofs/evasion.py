@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast import stats
 from holdfast.evasion import PGD, Square
 from holdfast.models import frozen
 from holdfast.proofs.lab import Lab, correctly_classified
@@ -51,16 +50,10 @@ def pgd_is_as_strong_as_an_independent_implementation(lab: Lab) -> Measured:
     with frozen(model) as judge:
         clean_wrong = judge(x).argmax(1) != y
         theirs = clean_wrong | _plain_pgd(judge, x, y, eps, step, 20, seed=lab.run.seed_for("plain"))
-    ours = outcome.success
-    difference = float(theirs.float().mean() - ours.float().mean())
-    low, high = stats.newcombe_paired((~ours).numpy(), (~theirs).numpy())
-    return Measured(
-        value=difference,
-        low=low,
-        high=high,
-        baseline=1 - float(theirs.float().mean()),
-        baseline_name="robust accuracy of the plain loop",
-        n=count,
+    return Measured.difference(
+        ~outcome.success,
+        ~theirs,
+        "robust accuracy of the plain loop",
         details={"ours": outcome.robust_accuracy, "clean_accuracy": outcome.clean_accuracy},
     )
 
@@ -111,15 +104,11 @@ def square_beats_random_noise(lab: Lab) -> Measured:
             left = standing.nonzero().flatten()
             noise = eps * (2 * torch.rand(len(left), *x.shape[1:], generator=generator) - 1)
             standing[left] = judge((x[left] + noise).clamp(0, 1)).argmax(1) == y[left]
-    value = float(standing.float().mean() - survived.float().mean())
-    low, high = stats.newcombe_paired(standing.numpy(), survived.numpy())
-    return Measured(
-        value=value,
-        low=low,
-        high=high,
-        baseline=float(standing.float().mean()),
-        baseline_name="survival under noise",
-        n=len(x),
+    return Measured.difference(
+        standing,
+        survived,
+        "survival under noise",
+        baseline="first",
         details={
             "survival_under_square": float(survived.float().mean()),
             "median_queries_of_successes": float(square.queries[square.success].float().median()),
@@ -148,12 +137,4 @@ def square_finds_no_more_than_pgd_on_a_robust_model(lab: Lab) -> Measured:
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
     square = ~Square(eps=eps, queries=500, p_init=0.3, rescale=True).run(model, x, y, run=lab.run).success
     pgd = ~PGD(eps=eps, steps=50, restarts=5).run(model, x, y, run=lab.run).success
-    low, high = stats.newcombe_paired(square.numpy(), pgd.numpy())
-    return Measured(
-        value=float(square.float().mean() - pgd.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(pgd.float().mean()),
-        baseline_name="survival under pgd",
-        n=len(x),
-    )
+    return Measured.difference(square, pgd, "survival under pgd")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from holdfast import stats
 from holdfast.evasion import APGD, PGD
 from holdfast.proofs.lab import Lab, correctly_classified
 from holdfast.proofs.proof import Measured, proof
@@ -39,15 +38,8 @@ def apgd_is_as_strong_as_well_tuned_pgd(lab: Lab) -> Measured:
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
     apgd = ~APGD(eps=eps, steps=100).run(model, x, y, run=lab.run).success
     pgd = ~PGD(eps=eps, steps=100, step=eps / 4).run(model, x, y, run=lab.run).success
-    low, high = stats.newcombe_paired(apgd.numpy(), pgd.numpy())
-    return Measured(
-        value=float(apgd.float().mean() - pgd.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(pgd.float().mean()),
-        baseline_name="survival under pgd",
-        n=len(x),
-        details={"survival_under_apgd": float(apgd.float().mean())},
+    return Measured.difference(
+        apgd, pgd, "survival under pgd", details={"survival_under_apgd": float(apgd.float().mean())}
     )
 
 
@@ -67,15 +59,7 @@ def targets_find_more_than_the_cross_entropy(lab: Lab) -> Measured:
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
     targeted = ~APGD(eps=eps, targets=9, steps=lab.pick(smoke=50, cpu=100)).run(model, x, y, run=lab.run).success
     untargeted = ~APGD(eps=eps).run(model, x, y, run=lab.run).success
-    low, high = stats.newcombe_paired(targeted.numpy(), untargeted.numpy())
-    return Measured(
-        value=float(targeted.float().mean() - untargeted.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(untargeted.float().mean()),
-        baseline_name="survival under apgd-ce",
-        n=len(x),
-    )
+    return Measured.difference(targeted, untargeted, "survival under apgd-ce")
 
 
 def _survival_of_the_sharpened(lab: Lab) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,15 +84,10 @@ def _survival_of_the_sharpened(lab: Lab) -> tuple[Tensor, Tensor, Tensor]:
 def saturated_logits_mask_the_cross_entropy(lab: Lab) -> Measured:
     """Survival of an undefended model whose logits are multiplied by 1000, under the cross-entropy."""
     pgd, ce, dlr = _survival_of_the_sharpened(lab)
-    both = pgd & ce
-    low, high = stats.wilson(int(both.sum()), len(both))
-    return Measured(
-        value=float(both.float().mean()),
-        low=low,
-        high=high,
+    return Measured.share(
+        pgd & ce,
         baseline=float(dlr.float().mean()),
         baseline_name="survival under apgd-dlr",
-        n=len(both),
         details={"survival_under_pgd": float(pgd.float().mean()), "survival_under_apgd_ce": float(ce.float().mean())},
     )
 
@@ -125,15 +104,7 @@ def saturated_logits_mask_the_cross_entropy(lab: Lab) -> Measured:
 def dlr_is_not_fooled_by_saturated_logits(lab: Lab) -> Measured:
     """Survival of an undefended model whose logits are multiplied by 1000, under the DLR loss."""
     _, ce, dlr = _survival_of_the_sharpened(lab)
-    low, high = stats.wilson(int(dlr.sum()), len(dlr))
-    return Measured(
-        value=float(dlr.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(ce.float().mean()),
-        baseline_name="survival under apgd-ce",
-        n=len(dlr),
-    )
+    return Measured.share(dlr, baseline=float(ce.float().mean()), baseline_name="survival under apgd-ce")
 
 
 @proof(
@@ -152,13 +123,10 @@ def for_l1_apgd_beats_pgd(lab: Lab) -> Measured:
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
     pgd = ~PGD(eps=eps, norm="l1", steps=100).run(model, x, y, run=lab.run).success
     apgd = ~APGD(eps=eps, norm="l1", steps=100).run(model, x, y, run=lab.run).success
-    low, high = stats.newcombe_paired(pgd.numpy(), apgd.numpy())
-    return Measured(
-        value=float(pgd.float().mean() - apgd.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(pgd.float().mean()),
-        baseline_name="survival under pgd",
-        n=len(x),
+    return Measured.difference(
+        pgd,
+        apgd,
+        "survival under pgd",
+        baseline="first",
         details={"survival_under_apgd": float(apgd.float().mean())},
     )

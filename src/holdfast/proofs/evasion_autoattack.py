@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from holdfast import stats
 from holdfast.evasion import FAB, PGD, AutoAttack, Square, StagedOutcome
 from holdfast.evasion.balls import Norm
 from holdfast.models import frozen
@@ -71,14 +70,11 @@ def autoattack_finds_more_than_pgd(lab: Lab) -> Measured:
     x, y = correctly_classified(model, lab.data.test, lab.run, lab.pick(smoke=80, cpu=256))
     outcome = _attack(lab).run(model, x, y, run=lab.run)
     pgd = PGD(eps=_radius(lab), steps=20).run(model, x, y, run=lab.run)
-    low, high = stats.newcombe_paired((~pgd.success).numpy(), (~outcome.success).numpy())
-    return Measured(
-        value=pgd.robust_accuracy - outcome.robust_accuracy,
-        low=low,
-        high=high,
-        baseline=pgd.robust_accuracy,
-        baseline_name="survival under PGD-20",
-        n=len(x),
+    return Measured.difference(
+        ~pgd.success,
+        ~outcome.success,
+        "survival under PGD-20",
+        baseline="first",
         details={"stages": _stages(outcome)},
     )
 
@@ -96,9 +92,7 @@ def autoattack_breaks_an_undefended_network(lab: Lab) -> Measured:
     model = lab.zoo()
     x, y = correctly_classified(model, lab.data.test, lab.run, lab.pick(smoke=100, cpu=256))
     outcome = _attack(lab).run(model, x, y, run=lab.run)
-    survived = int((~outcome.success).sum())
-    low, high = stats.wilson(survived, len(x))
-    return Measured(value=survived / len(x), low=low, high=high, n=len(x), details={"stages": _stages(outcome)})
+    return Measured.share(~outcome.success, details={"stages": _stages(outcome)})
 
 
 @proof(
@@ -196,13 +190,10 @@ def square_beats_random_noise_in_l2(lab: Lab) -> Measured:
             noise = torch.randn(len(left), *x.shape[1:], generator=generator)
             noise *= eps / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             standing[left] = judge((x[left] + noise).clamp(0, 1)).argmax(1) == y[left]
-    low, high = stats.newcombe_paired(standing.numpy(), survived.numpy())
-    return Measured(
-        value=float(standing.float().mean() - survived.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(standing.float().mean()),
-        baseline_name="survival under noise",
-        n=len(x),
+    return Measured.difference(
+        standing,
+        survived,
+        "survival under noise",
+        baseline="first",
         details={"survival_under_square": float(survived.float().mean())},
     )

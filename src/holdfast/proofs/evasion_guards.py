@@ -40,20 +40,6 @@ def _survivors(attack: Evasion, model: nn.Module, x: Tensor, y: Tensor, lab: Lab
     return ~attack.run(model, x, y, run=lab.run).success
 
 
-def _difference(a: Tensor, b: Tensor, name: str, **details: object) -> Measured:
-    """Survival under one condition less that under another, on the same images."""
-    low, high = stats.newcombe_paired(a.numpy(), b.numpy())
-    return Measured(
-        value=float(a.float().mean() - b.float().mean()),
-        low=low,
-        high=high,
-        baseline=float(b.float().mean()),
-        baseline_name=name,
-        n=len(a),
-        details=dict(details),
-    )
-
-
 def _rnd(lab: Lab) -> RND:
     """Noise in the proportion to the radius that is the custom on CIFAR-10, where it is 0.02 at 8/255."""
     return RND(sigma=0.02 * _eps(lab) / (8 / 255))
@@ -110,7 +96,7 @@ def aaa_misleads_square(lab: Lab) -> Measured:
         for attack in (_square(lab, few), nes):
             name = f"{attack.id} {attack.queries}"
             details[name] = {g: float(_survivors(attack, net, x, y, lab).float().mean()) for g, net in guards.items()}
-    return _difference(left["aaa"], left["none"], "survival without a guard", survival=details)
+    return Measured.difference(left["aaa"], left["none"], "survival without a guard", details={"survival": details})
 
 
 @proof(
@@ -126,7 +112,7 @@ def aaa_beats_noise_on_the_input(lab: Lab) -> Measured:
     model, x, y = _subject(lab)
     attack = _square(lab, lab.pick(smoke=100, cpu=500))
     aaa, rnd = (_survivors(attack, guard(model), x, y, lab) for guard in (AAA(), _rnd(lab)))
-    return _difference(aaa, rnd, "survival behind rnd")
+    return Measured.difference(aaa, rnd, "survival behind rnd")
 
 
 @proof(
@@ -194,11 +180,11 @@ def searching_both_ways_recovers_some(lab: Lab) -> Measured:
         )
         for direction in ("bi", "up")
     }
-    return _difference(
+    return Measured.difference(
         plain,
         adaptive["bi"],
         "survival under bidirectional Square",
-        survival_up=float(adaptive["up"].float().mean()),
+        details={"survival_up": float(adaptive["up"].float().mean())},
     )
 
 
@@ -250,7 +236,7 @@ def unig_misleads_square(lab: Lab) -> Measured:
             },
             "survival, 100 steps of ten queries": float(_survivors(few, averaged, x, y, lab).float().mean()),
         }
-    return _difference(behind, plain, "survival without a guard", **details)
+    return Measured.difference(behind, plain, "survival without a guard", details=details)
 
 
 @proof(

@@ -92,9 +92,7 @@ def _ratio(
 
 
 def _success(distances: Tensor, **details: object) -> Measured:
-    found = int(distances.isfinite().sum())
-    low, high = stats.wilson(found, len(distances))
-    return Measured(value=found / len(distances), low=low, high=high, n=len(distances), details=details)
+    return Measured.share(distances.isfinite(), details=details)
 
 
 def _images(lab: Lab, model: nn.Module, smoke: int, cpu: int) -> tuple[Tensor, Tensor]:

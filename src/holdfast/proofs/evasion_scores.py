@@ -149,15 +149,7 @@ def corners_do_more_harm_than_even_points(lab: Lab) -> Measured:
         RandomNoise(eps=_eps(lab), queries=100, points=points).run(model, x, y, run=lab.run)
         for points in ("uniform", "corners")
     )
-    low, high = stats.newcombe_paired((~even.success).numpy(), (~corners.success).numpy())
-    return Measured(
-        value=even.robust_accuracy - corners.robust_accuracy,
-        low=low,
-        high=high,
-        baseline=even.robust_accuracy,
-        baseline_name="survival under even points",
-        n=len(x),
-    )
+    return Measured.difference(~even.success, ~corners.success, "survival under even points", baseline="first")
 
 
 @proof(

@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import nn
 
-from holdfast import catalog, stats
+from holdfast import catalog
 from holdfast.data import Images
 from holdfast.evasion import Ensemble, L2Transferability, transfer
 from holdfast.evasion.l2_transferability import L2Report
@@ -76,17 +76,10 @@ def _pair(lab: Lab, spec: str, victim: str, surrogate: str = "std-a") -> Pair:
 def _better(a: Pair, b: Pair, baseline: str) -> Measured:
     """By how much the first does better than the second, on the images on which both count."""
     counted = a.counted & b.counted
-    low, high = stats.newcombe_paired(a.fooled[counted].numpy(), b.fooled[counted].numpy())
-    first, second = (float(p.fooled[counted].double().mean()) for p in (a, b))
-    return Measured(
-        value=first - second,
-        low=low,
-        high=high,
-        baseline=second,
-        baseline_name=f"success of {baseline}",
-        n=int(counted.sum()),
-        details={"success": first, "surrogate": a.surrogate, "victim": a.victim},
-    )
+    first, second = (pair.fooled[counted] for pair in (a, b))
+    success = float(first.double().mean())
+    details = {"success": success, "surrogate": a.surrogate, "victim": a.victim}
+    return Measured.difference(first, second, f"success of {baseline}", details=details)
 
 
 @proof(

@@ -117,16 +117,7 @@ def _difference(lab: Lab, first: str, second: str) -> Measured:
     """The fooling rate of one method less that of another, on the same images."""
     mine, theirs = _effect(lab, first), _effect(lab, second)
     a, b = mine.clean != mine.attacked, theirs.clean != theirs.attacked
-    low, high = stats.newcombe_paired(a.numpy(), b.numpy())
-    return Measured(
-        value=mine.fooling_rate - theirs.fooling_rate,
-        low=low,
-        high=high,
-        baseline=theirs.fooling_rate,
-        baseline_name=f"fooling rate of {second}",
-        n=len(a),
-        details={"fooling_rate": mine.fooling_rate},
-    )
+    return Measured.difference(a, b, f"fooling rate of {second}", details={"fooling_rate": mine.fooling_rate})
 
 
 @proof(
@@ -218,14 +209,10 @@ def fg_uap_is_no_weaker_than_uap(lab: Lab) -> Measured:
 def fg_uap_gathers_images_in_one_class(lab: Lab) -> Measured:
     """The share of the class predicted most often with the pattern, against that class's share without it."""
     effect = _effect(lab, "fg-uap")
-    low, high = stats.wilson(int((effect.attacked == effect.dominant(1)[0]).sum()), len(effect.attacked))
-    return Measured(
-        value=effect.dominance(1),
-        low=low,
-        high=high,
+    return Measured.share(
+        effect.attacked == effect.dominant(1)[0],
         baseline=effect.clean_share(1),
         baseline_name="its share without the pattern",
-        n=len(effect.attacked),
     )
 
 

@@ -31,8 +31,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import holdfast
+from holdfast import stats
 from holdfast.errors import UserError, one_of
 from holdfast.proofs.lab import Lab, Scale
 from holdfast.proofs.ledger import Entry
@@ -52,6 +54,29 @@ class Measured:
     baseline_name: str = ""
     n: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def share(cls, hits: Tensor, **named: Any) -> Measured:
+        """The share of true outcomes (N,), with Wilson's interval; `named` are further fields."""
+        low, high = stats.wilson(int(hits.sum()), len(hits))
+        return cls(value=float(hits.double().mean()), low=low, high=high, n=len(hits), **named)
+
+    @classmethod
+    def difference(
+        cls, first: Tensor, second: Tensor, name: str, *, baseline: Literal["first", "second"] = "second", **named: Any
+    ) -> Measured:
+        """The share of true outcomes in `first` less that in `second`, on the same samples, with Newcombe's interval.
+
+        Args:
+            first, second: bool (N,).
+            name: of the baseline.
+            baseline: which of the two it is.
+            named: further fields.
+        """
+        low, high = stats.newcombe_paired(first.numpy(), second.numpy())
+        a, b = (float(hits.double().mean()) for hits in (first, second))
+        named = {"baseline": a if baseline == "first" else b, "baseline_name": name, "n": len(first), **named}
+        return cls(value=a - b, low=low, high=high, **named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +203,10 @@ def _interval(measured: list[Measured]) -> tuple[float | None, float | None]:
     """One seed: the experiment's own interval. Several: Student's t over the seeds."""
     if len(measured) == 1:
         return measured[0].low, measured[0].high
-    from scipy import stats
+    from scipy.stats import t
 
     values = np.array([m.value for m in measured])
-    half = cast(float, stats.t.ppf(0.975, len(values) - 1)) * values.std(ddof=1) / np.sqrt(len(values))
+    half = cast(float, t.ppf(0.975, len(values) - 1)) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
