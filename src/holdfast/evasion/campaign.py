@@ -170,7 +170,11 @@ def campaign(attack: Attack, model: nn.Module, images: Images, *, run: Run) -> C
                 _write(path, part)
         return part
 
-    parts = _shared(model, part_at, starts, run) if processes() > 1 else _one_by_one(part_at, starts, min(size, len(images)), run)
+    parts = (
+        _shared(model, part_at, starts, run)
+        if processes() > 1
+        else _one_by_one(part_at, starts, min(size, len(images)), run)
+    )
     outcome = _join(parts)
     n, index = len(outcome), torch.as_tensor(images.columns.get("index", torch.arange(len(images))))
     whole = Campaign(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from holdfast.errors import UserError, one_of
 from holdfast.evasion.layer_errors import layer_errors, most_vulnerable, moved
 from holdfast.hardening.pgd_at import PGDAT
-from holdfast.methods import Objective, Paper
+from holdfast.methods import Paper
 from holdfast.models.activations import watch
 from holdfast.training import CrossEntropy, Step, statistics_kept
 
