@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Guards, Json, Quiet, Seed, print_json
+from holdfast.cli.options import BatchSize, DataSpec, Device, Guards, Json, Quiet, Seed, print_json, print_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +83,7 @@ def analyse_command(
     if as_json:
         print_json(found)
         return
-    _print(getattr(report, "listing", list)())
+    print_table(getattr(report, "listing", list)())
     typer.echo(report.sentence)
     if out is not None:
         typer.echo(f"Report: {(out / 'report.json').resolve()}")
@@ -106,19 +105,3 @@ def _load(model: list[str], weights: list[str], guard: list[str] | None, bundle:
         network = load_model(spec, weights=file, num_classes=bundle.num_classes, image_shape=bundle.shape)
         models[name] = options.guarded(network, guard)
     return models
-
-
-def _print(rows: Sequence[dict[str, str]]) -> None:
-    """A table, if there are rows."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    if not rows:
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in rows[0]:
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row.values()))
-    Console().print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +133,22 @@ def guarded(model: nn.Module, guards: list[str] | None) -> nn.Module:
     for spec in guards or ():
         model = catalog.build(spec, kind=Surgery)(model)
     return model
+
+
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows with the same columns as a table, if there are any."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in rows[0]:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    Console().print(table)
 
 
 def print_json(value: Any) -> None:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Quiet, Seed, print_json
+from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Quiet, Seed, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from holdfast.data import Data
@@ -73,7 +71,7 @@ def train_parser(
     if as_json:
         print_json(report.to_json())
         return
-    _print(report.listing())
+    print_table(report.listing())
     typer.echo(report.sentence)
     typer.echo(f"Use it: holdfast parse read {out / 'parser.safetensors'} --images FOLDER --data {data}")
 
@@ -120,7 +118,7 @@ def read_parser(
     if as_json:
         print_json(parsed.to_json())
         return
-    _print(parsed.listing())
+    print_table(parsed.listing())
     typer.echo(parsed.sentence)
     known = ", ".join(f"{name} {value:.1%}" for name, value in loaded.accuracy.items())
     typer.echo(f"The parser was trained on {', '.join(loaded.attacks)}, and right on unseen images in: {known}.")
@@ -133,14 +131,3 @@ def _models(names: list[str], bundle: Data) -> dict[str, nn.Module]:
         name: load_model(name, num_classes=bundle.num_classes, image_shape=bundle.shape)
         for name in dict.fromkeys(names)
     }
-
-
-def _print(rows: Sequence[dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*rows[0], box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*map(escape, row.values()))
-    Console().print(table)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Quiet, Seed, print_json
-
-if TYPE_CHECKING:
-    from holdfast.evasion.l2_transferability import L2Report
+from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Quiet, Seed, print_json, print_table
 
 Names = Annotated[list[str], typer.Option("--surrogate", "-s", help="A model to attack; may be repeated.")]
 Victims = Annotated[list[str], typer.Option("--victim", "-v", help="A model to fool; may be repeated.")]
@@ -60,20 +57,5 @@ def transfer_command(
     if as_json:
         print_json(report.to_json())
     else:
-        _print(report)
-
-
-def _print(report: L2Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("surrogate", "victim", "attack", "fooled", "of", "mean l_2", "saturation", "fooled at equal l_2")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in report.rows:
-        for victim, success in row.success.items():
-            figures = (f"{success:.1%}", str(row.n[victim]), f"{row.l2:.3f}", f"{row.saturation:.0%}")
-            table.add_row(row.surrogate, victim, row.attack, *figures, f"{row.matched[victim]:.1%}")
-    Console().print(table)
-    typer.echo(report.sentence)
+        print_table(report.listing())
+        typer.echo(report.sentence)

@@ -29,6 +29,11 @@ def _method(lab: Lab, reads: Reads = "delta") -> ModelParsing:
     return ModelParsing(attacks=_ATTACKS, reads=reads, **{"batch_size": 128, **sizes})
 
 
+def _training(lab: Lab, run: Run) -> Run:
+    """In bf16 where it takes minutes; attacks and verdicts stay in fp32."""
+    return run.but(precision=lab.pick(smoke="fp32", cpu="bf16"))
+
+
 @functools.cache
 def _data(lab: Lab) -> Data:
     return load_data(lab.pick(smoke=f"shapes32(n=1500, seed={lab.run.seed})", cpu="cifar10"), run=lab.run)
@@ -46,7 +51,7 @@ def _victims(lab: Lab, run: Run) -> tuple[Victim, ...]:
         smoke={"kernels": (3, 5), "activations": ("relu", "tanh"), "width": 8, "epochs": 3, "batch_size": 64},
         cpu={"epochs": 3},
     )
-    return train_victims(train.select(slice(0, 10_000)), **grid, run=run)
+    return train_victims(train.select(slice(0, 10_000)), **grid, run=_training(lab, run))
 
 
 @functools.cache
@@ -56,7 +61,7 @@ def _examples(lab: Lab) -> Examples:
 
 @functools.cache
 def _study(lab: Lab, reads: Reads = "delta") -> ParsingReport:
-    return _method(lab, reads).study(_examples(lab), _attacked(lab).name, run=lab.run)
+    return _method(lab, reads).study(_examples(lab), _attacked(lab).name, run=_training(lab, lab.run))
 
 
 @functools.cache
@@ -67,7 +72,7 @@ def _further(lab: Lab) -> dict[str, Any]:
     seen, unseen = _examples(lab).halves(0.8)
     crossed = {}
     for attack in _ATTACKS:
-        parser = _method(lab).learn(seen.of(attack), run=lab.run)
+        parser = _method(lab).learn(seen.of(attack), run=_training(lab, lab.run))
         for other in _ATTACKS:
             crossed[f"{attack} -> {other}"] = _values(judge(parser, unseen.of(other), run=lab.run))
     late = _attacked(lab).select(slice(2000, None))
