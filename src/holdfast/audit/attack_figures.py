@@ -21,6 +21,8 @@ from holdfast.evasion import Evasion
 
 __all__ = ["Stage", "class_chart", "gallery", "query_curve", "stage_bars", "stage_table"]
 
+_BUDGETS = 41  # points of the query curve
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -140,24 +142,25 @@ def class_chart(subject: Subject, correct: NDArray[np.bool_], standing: NDArray[
 
 def query_curve(black_box: Stage, correct: NDArray[np.bool_]) -> list[Chart]:
     """Accuracy over the queries spent by the attack without gradients; none where nothing fell."""
-    right = correct[black_box.which]
-    spent = np.sort(black_box.found.queries[black_box.found.success & right])
-    if not len(spent):
+    right, fell = correct[black_box.which], black_box.found.success & correct[black_box.which]
+    if not fell.any():
         return []
-    # a step down at every success: a point before it and a point after
-    x, y, left = [0.0], [float(right.mean())], int(right.sum())
-    for count in spent.tolist():
-        x += [float(count), float(count)]
-        y += [left / len(right), (left - 1) / len(right)]
-        left -= 1
-    budget = float(black_box.found.queries.max())
+    spent = black_box.found.queries
+    budgets = np.unique(np.linspace(0, int(spent.max()), _BUDGETS).round())
+    title = black_box.attack.card().title
     return [
         Chart(
             kind="line",
-            title=f"Accuracy by queries of {black_box.attack.title}",
+            title=f"Accuracy by queries of {title}",
             x_label="queries per image",
             y_label="accuracy",
-            series=[Series(name=f"under {black_box.attack.title}", x=[*x, max(budget, x[-1])], y=[*y, y[-1]])],
+            series=[
+                Series(
+                    name=f"under {title}",
+                    x=[float(budget) for budget in budgets],
+                    y=[float((right & ~(fell & (spent <= budget))).mean()) for budget in budgets],
+                )
+            ],
             y_range=(0, 1),
         )
     ]

@@ -104,7 +104,7 @@ class Evasion(Check):
                 "An attack shows what breaks; what it does not break may still break. The figure is an upper bound.",
                 "Only changes within the maximum norm are tried: no rotations, patches or physical changes.",
                 *_unseen(subject),
-                f"{black_box.attack.title} was tried on the first {len(black_box.which)} of {n} images.",
+                f"{black_box.attack.card().title} was tried on the first {len(black_box.which)} of {n} images.",
             ],
             doubt=subject.doubt,
             samples={"test": _samples(stages, standing)},
@@ -186,7 +186,7 @@ def _queries(black_box: Stage, correct: NDArray[np.bool_]) -> list[Metric]:
             n=int(won.sum()),
             unit="count",
             better="higher",
-            title=f"Median number of queries with which {black_box.attack.title} succeeds",
+            title=f"Median number of queries with which {black_box.attack.card().title} succeeds",
         )
     ]
 

@@ -68,7 +68,7 @@ class UniversalPerturbation(Check):
                     better="lower",
                 ),
             ],
-            figures=_gallery(subject, judged, kept["v"], kept["attacked"]),
+            figures=_gallery(subject, judged, kept),
             remedies=[
                 Remedy(
                     Action(
@@ -96,14 +96,15 @@ def _split(subject: Subject, count: int) -> tuple[Images, Images, str]:
     return test.select(half).select(slice(0, count)), test.select(~half), "fitted to one half of the test images"
 
 
-def _gallery(subject: Subject, judged: Images, v: Tensor, seen: Tensor) -> list[Gallery]:
-    classes, fooled = subject.data.classes, (seen != judged.y).nonzero().flatten().tolist()
+def _gallery(subject: Subject, judged: Images, kept: dict[str, Tensor]) -> list[Gallery]:
+    classes, seen = subject.data.classes, kept["attacked"]
+    fooled = ((kept["clean"] == judged.y) & (seen != judged.y)).nonzero().flatten().tolist()
     if not fooled:
         return []
     groups = []
     for i in fooled[: max(1, subject.profile.gallery // 2)]:
         clean = to_float(judged.x[i])
-        changed = (clean + v).clamp(0, 1)
+        changed = (clean + kept["v"]).clamp(0, 1)
         groups.append(
             [
                 picture(clean, classes[int(judged.y[i])], "clean"),
