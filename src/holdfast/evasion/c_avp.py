@@ -37,8 +37,9 @@ class CAVP(
 
     For a network that cannot be trained again. It costs clean accuracy, and K passes per image where the network has K
     classes. What it gains holds against attacks on the network alone, which do not know the prompts; that is how the
-    paper and its code test. An attacker who knows them searches through clipping, prompts and answer, and takes most of
-    it back: measure with ``holdfast attack --adaptive`` or `holdfast.evasion.adaptive.informed`.
+    paper and its code test. An attacker who knows them searches through clipping, prompts and answer, and takes much of
+    it back, on digits down to what one prompt gives: measure with ``holdfast attack --adaptive`` or
+    `holdfast.evasion.adaptive.informed`.
 
     Losses are means over the images of each class, summed over the classes of the batch, so that a prompt learns as
     fast as a single one would. The paper keeps the epoch with the best mean of clean and robust test accuracy; the last

@@ -183,7 +183,7 @@ def margins_between_prompts_earn_their_place(lab: Lab) -> Measured:
 
 @proof(
     method="c-avp",
-    claim="An attacker who knows the prompts takes most of the robustness away.",
+    claim="An attacker who knows the prompts takes much of the robustness away.",
     source="Ours: the paper tests with attacks on the bare network",
     metric="accuracy under adaptive PGD-10 / under PGD-10 on the bare network",
     better="lower",
