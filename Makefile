@@ -48,7 +48,7 @@ layers: $(VENV)/.test
 	$(BIN)/lint-imports
 
 check: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not cuda"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not slow and not cuda"
 
 test-slow: $(VENV)/.test  ## the long acceptance tests
 	$(BIN)/python -m pytest -q -m slow

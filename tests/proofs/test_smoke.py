@@ -14,7 +14,10 @@ from holdfast.proofs.ledger import Entry, append, evidence_page, latest, ledger_
 REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 
 
-@pytest.mark.parametrize("id", [p.id for p in proofs()])
+# Proofs of one module share trained networks, and so a worker (`--dist loadgroup`).
+@pytest.mark.parametrize(
+    "id", [pytest.param(p.id, marks=pytest.mark.xdist_group(p.experiment.__module__)) for p in proofs()]
+)
 def test_the_claim_holds_at_smoke_scale_unless_the_ledger_says_otherwise(id):
     (entry,) = prove(id, scale="smoke")
     assert entry.passed or id in REFUTED, entry.sentence
