@@ -25,6 +25,7 @@ __all__ = ["Admix"]
 class Admix(
     MomentumAttack,
     id="admix",
+    title="Admix",
     paper=Paper(
         title="Admix: Enhancing the Transferability of Adversarial Attacks", arxiv="2102.00436", venue="ICCV", year=2021
     ),

@@ -38,6 +38,7 @@ _CONVERGED = 1e-7  # step towards the image, as a share of the distance
 class Boundary(
     MinimalAttack,
     id="boundary",
+    title="Boundary attack",
     paper=Paper(
         title="Decision-Based Adversarial Attacks: Reliable Attacks Against Black-Box Machine Learning Models",
         arxiv="1712.04248",

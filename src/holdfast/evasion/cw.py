@@ -48,6 +48,7 @@ _CLOSE = (
 class CW(
     MinimalAttack,
     id="cw",
+    title="Carlini & Wagner attack",
     paper=Paper(
         title="Towards Evaluating the Robustness of Neural Networks",
         arxiv="1608.04644",

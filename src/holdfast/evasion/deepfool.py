@@ -31,6 +31,7 @@ _BEYOND: dict[Norm, float] = {"l2": 1e-4, "linf": 1e-6}
 class DeepFool(
     MinimalAttack,
     id="deepfool",
+    title="DeepFool",
     paper=Paper(
         title="DeepFool: a simple and accurate method to fool deep neural networks",
         arxiv="1511.04599",

@@ -21,6 +21,7 @@ __all__ = ["DIFGSM"]
 class DIFGSM(
     MomentumAttack,
     id="di-fgsm",
+    title="Diverse inputs iterative FGSM",
     paper=Paper(
         title="Improving Transferability of Adversarial Examples with Input Diversity",
         arxiv="1803.06978",

@@ -29,6 +29,7 @@ __all__ = ["DominantPatterns"]
 class DominantPatterns(
     UniversalAttack,
     id="dominant-patterns",
+    title="Dominant patterns",
     paper=Paper(
         title="Dominant Patterns: Critical Features Hidden in Deep Neural Networks", arxiv="2105.15057", year=2021
     ),

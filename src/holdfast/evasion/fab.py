@@ -48,6 +48,7 @@ _ASIDE = 0.005  # of the bracket, beyond the secant's root: the root itself is o
 class FAB(
     MinimalAttack,
     id="fab",
+    title="Fast adaptive boundary attack",
     paper=Paper(
         title="Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
         arxiv="1907.02044",

@@ -29,6 +29,7 @@ __all__ = ["FGUAP"]
 class FGUAP(
     UniversalAttack,
     id="fg-uap",
+    title="Feature-gathering universal perturbation",
     paper=Paper(title="FG-UAP: Feature-Gathering Universal Adversarial Perturbation", arxiv="2209.13113", year=2022),
 ):
     """A universal pattern that turns the features of every image away from their clean direction.

@@ -35,6 +35,7 @@ _KEPT_BACK = 25  # questions left for the jump and the way back when the budget 
 class HopSkipJump(
     MinimalAttack,
     id="hopskipjump",
+    title="HopSkipJump",
     paper=Paper(
         title="HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
         arxiv="1904.02144",

@@ -21,6 +21,7 @@ __all__ = ["MIDITI"]
 class MIDITI(
     MomentumAttack,
     id="mi-di-ti",
+    title="MI-DI-TI-FGSM",
     paper=Paper(
         title="Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks",
         arxiv="1904.02884",

@@ -36,6 +36,7 @@ _PAIR = 0x369DEA0F31A53F85  # odd: keeps the random numbers of an item's pairs a
 class NES(
     BallAttack,
     id="nes",
+    title="Natural evolution strategies (NES)",
     paper=Paper(
         title="Black-box Adversarial Attacks with Limited Queries and Information",
         arxiv="1804.08598",

@@ -21,6 +21,7 @@ __all__ = ["NISITIDI"]
 class NISITIDI(
     MomentumAttack,
     id="ni-si-ti-di",
+    title="NI-SI-TI-DI-FGSM",
     paper=Paper(
         title="Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks",
         arxiv="1908.06281",

@@ -44,6 +44,7 @@ _ROUNDING = 1e-4  # of the steps of a byte
 class QueryNet(
     Evasion,
     id="querynet",
+    title="QueryNet",
     paper=Paper(title="Query Attack by Multi-Identity Surrogates", arxiv="2105.15010", year=2021),
 ):
     """Query attack by multi-identity surrogates (l_inf).

@@ -28,7 +28,7 @@ _DRAW = 0x2F0B4C47A97DF25B  # odd: keeps the random numbers of an item's draws a
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomNoise(BallAttack, id="random-noise"):
+class RandomNoise(BallAttack, id="random-noise", title="Random noise"):
     """Random points of the ball.
 
     The baseline of every black-box attack: give it the same number of queries and compare. It costs one forward pass

@@ -27,6 +27,7 @@ __all__ = ["SGDUAP"]
 class SGDUAP(
     UniversalAttack,
     id="sgd-uap",
+    title="Universal perturbation by gradient ascent",
     paper=Paper(title="Universal Adversarial Training", arxiv="1811.11304", venue="AAAI", year=2020),
 ):
     """One pattern for all images, by gradient ascent on their capped loss.

@@ -21,6 +21,7 @@ __all__ = ["SIFGSM"]
 class SIFGSM(
     MomentumAttack,
     id="si-fgsm",
+    title="Scale-invariant iterative FGSM",
     paper=Paper(
         title="Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks",
         arxiv="1908.06281",

@@ -31,6 +31,7 @@ __all__ = ["SignHunter", "chunks"]
 class SignHunter(
     BallAttack,
     id="signhunter",
+    title="SignHunter",
     paper=Paper(title="Sign Bits Are All You Need for Black-Box Attacks", arxiv="1902.06894", venue="ICLR", year=2020),
 ):
     """SignHunter (l_inf).

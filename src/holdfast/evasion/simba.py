@@ -35,6 +35,7 @@ __all__ = ["SimBA", "cosines"]
 class SimBA(
     BallAttack,
     id="simba",
+    title="SimBA",
     paper=Paper(title="Simple Black-box Adversarial Attacks", arxiv="1905.07121", venue="ICML", year=2019),
 ):
     """Simple black-box attack.

@@ -36,6 +36,7 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the paper's,
 class Square(
     BallAttack,
     id="square",
+    title="Square attack",
     paper=Paper(
         title="Square Attack: a query-efficient black-box adversarial attack via random search",
         arxiv="1912.00049",

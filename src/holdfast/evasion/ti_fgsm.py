@@ -21,6 +21,7 @@ __all__ = ["TIFGSM"]
 class TIFGSM(
     MomentumAttack,
     id="ti-fgsm",
+    title="Translation-invariant iterative FGSM",
     paper=Paper(
         title="Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks",
         arxiv="1904.02884",

@@ -31,6 +31,7 @@ _AHEAD = 16  # images looked at together for the next one that stands; on a CPU 
 class UAP(
     UniversalAttack,
     id="uap",
+    title="Universal adversarial perturbation",
     paper=Paper(title="Universal Adversarial Perturbations", arxiv="1610.08401", venue="CVPR", year=2017),
 ):
     """The original universal perturbation: DeepFool steps of many images, gathered in one pattern.

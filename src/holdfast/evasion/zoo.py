@@ -39,6 +39,7 @@ _BETA1, _BETA2 = 0.9, 0.999
 class ZOO(
     BallAttack,
     id="zoo",
+    title="Zeroth-order optimisation (ZOO)",
     paper=Paper(
         title="ZOO: Zeroth Order Optimization Based Black-box Attacks to Deep Neural Networks without Training "
         "Substitute Models",
