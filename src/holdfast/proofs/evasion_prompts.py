@@ -124,8 +124,9 @@ def _ratio(lab: Lab, condition: str) -> Measured:
 _NOTE = (
     "8 epochs on 4,000 images, in batches of 64 and with 5 steps of attack, where the paper takes 50 epochs on all "
     "images, 256 and 10. The thresholds of smoke scale were set after a look at digits, where one prompt costs no "
-    "clean accuracy. At cpu scale two claims do not hold: 500 steps, a twentieth of the paper's, leave prompts that have "
-    "not found their classes (17 % clean accuracy and falling in the first epochs), while one prompt has begun to settle."
+    "clean accuracy. At cpu scale three claims do not hold: 500 steps, a twentieth of the paper's, leave prompts that "
+    "have not found their classes (17 % clean accuracy, and falling in the first epochs), while a single prompt has "
+    "begun to settle (38 %)."
 )
 
 
