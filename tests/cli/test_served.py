@@ -121,11 +121,15 @@ def test_a_whole_audit_assesses_what_answers_can_tell_and_says_why_not_the_rest(
         "efficiency": "weights",
         "gradient-masking": "gradients",
         "minimal-norm": "gradients",
+        "universal-perturbation": "gradients",
+        "evasion-l2": "gradients",
     }.items():
         assert found[check]["verdict"] == "not assessed"
         assert found[check]["reason"] == f"It needs the {need}, but this model only answers queries."
     unasked = {"leakage", "domain-gap", "group-fairness", "selective-prediction"}  # of these digits none is mistaken
+    unasked |= {"guard"}
     inside = {"evaluation-mode", "bit-flips", "efficiency", "gradient-masking", "minimal-norm"}
+    inside |= {"universal-perturbation", "evasion-l2"}
     for check in set(found) - unasked - inside:
         assert found[check]["metrics"], (check, found[check]["reason"])
     evasion = found["evasion"]

@@ -67,8 +67,7 @@ class Subject:
         Args:
             needs: what the check needs of the model, see `Check.needs`.
         """
-        labels = any(part.labels_only for part in queryables(self.model))
-        missing = {"weights": self.only_answers, "gradients": self.only_answers, "scores": labels}
+        missing = {"weights": self.only_answers, "gradients": self.only_answers, "scores": self.labels_only}
         for need in needs:
             if missing[need]:
                 gives = "gives labels" if need == "scores" else "answers queries"
@@ -79,6 +78,11 @@ class Subject:
     def only_answers(self) -> bool:
         """Whether the model has neither weights nor gradients to look at."""
         return only_answers(self.model)
+
+    @functools.cached_property
+    def labels_only(self) -> bool:
+        """Whether the model answers with labels, which give attacks on scores nothing to follow."""
+        return any(part.labels_only for part in queryables(self.model))
 
     # --- images -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 from holdfast.audit.check import Answer, Check, left_out, rate
 from holdfast.audit.findings import Metric
 from holdfast.audit.subject import Subject
+from holdfast.errors import UserError
 from holdfast.evasion import HopSkipJump
 
 __all__ = ["DecisionAttacks"]
@@ -30,6 +31,8 @@ class DecisionAttacks(Check):
         """Measure."""
         profile, eps = subject.profile, subject.policy.threat.eps
         left_out(subject, profile.decision_images)
+        if subject.labels_only:
+            raise UserError("The model gives labels alone, so that the check of attacks is this one already.")
         n = len(subject.first(profile.decision_images))
         correct = subject.predictions("test").correct[:n]
         attack = HopSkipJump(norm="linf", queries=profile.decision_queries)

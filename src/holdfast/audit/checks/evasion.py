@@ -14,7 +14,6 @@ from holdfast.audit.subject import Subject
 from holdfast.data import to_float
 from holdfast.evasion import APGD, FAB, FGSM, PGD, HopSkipJump, Square
 from holdfast.evasion import Evasion as EvasionAttack
-from holdfast.models import queryables
 from holdfast.run import content_keys, uniform_at
 
 __all__ = ["Evasion"]
@@ -39,7 +38,7 @@ class Evasion(Check):
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
         profile = subject.profile
-        labels = _labels_only(subject)
+        labels = subject.labels_only
         if labels:
             left_out(subject, profile.decision_images)
         images = profile.decision_images if labels else profile.square_images
@@ -128,7 +127,7 @@ def _stages(subject: Subject, n: int) -> list[Stage]:
         which = np.flatnonzero(standing)
         stages.append(Stage(name, attack, which, subject.attacked(attack, which), follows=True))
 
-    if _labels_only(subject):
+    if subject.labels_only:
         run("hopskipjump", HopSkipJump(norm="linf", eps=eps, queries=profile.decision_queries), every, profile.gallery)
         return stages
     if subject.only_answers:
@@ -151,16 +150,14 @@ def _stages(subject: Subject, n: int) -> list[Stage]:
     return stages
 
 
-def _labels_only(subject: Subject) -> bool:
-    """Whether the model answers with labels, which give attacks on scores nothing to follow."""
-    return any(part.labels_only for part in queryables(subject.model))
-
-
 def _unseen(subject: Subject) -> list[str]:
     """What an attacker with nothing but answers leaves unseen."""
     if not subject.only_answers:
         return []
-    return ["The model only answers queries. Whoever has its weights, or a model like it, may find more."]
+    unseen = ["The model only answers queries. Whoever has its weights, or a model like it, may find more."]
+    if subject.labels_only:
+        unseen.append("It answers with labels alone, so that the attack has no score to follow.")
+    return unseen
 
 
 def _under_noise(subject: Subject, n: int) -> NDArray[np.bool_]:
