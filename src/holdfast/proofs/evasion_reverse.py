@@ -31,8 +31,8 @@ _ON_DIGITS = (
     "perturbations that fool -0.04, error 0.73). There, a third network judged what was attacked on two others; more "
     "images and epochs did not help (+0.02 and -0.02 at best). The network that is attacked is the classifier now, a "
     "setting already known to favour the method from trials for the tests. Over seeds 0 to 2 it gives +0.128, +0.023 "
-    "and +0.128 for the perturbations, so that smoke scale asks for their direction only. The experiment at cpu scale "
-    "is as it was."
+    "and +0.128 for the perturbations, on average less than the 0.1 asked for: at smoke scale the claim is weak. The "
+    "experiment at cpu scale is as it was."
 )
 
 
@@ -131,7 +131,7 @@ def recovered_images_get_their_labels_back(lab: Lab) -> Measured:
     source="Gong et al. 2022, section 6 (CDD-RED against DS)",
     metric="prediction alignment of re-attacked images, cdd-red - ds",
     better="higher",
-    threshold={"smoke": 0.0, "cpu": 0.1},
+    threshold={"smoke": 0.1, "cpu": 0.1},
     note=_ON_DIGITS,
 )
 def recovered_perturbations_fool_like_the_true_ones(lab: Lab) -> Measured:
