@@ -9,11 +9,15 @@ from holdfast import catalog
 from holdfast.errors import UserError
 from holdfast.methods import Detector, Method
 from holdfast.models import Features
-from holdfast.ood import FittedDetector, fit_on_features
+from holdfast.ood import FittedDetector, NetworkDetector, fit_on_features
 
 catalog.load_all()
 DETECTORS = sorted(
-    (m for m in Method.registry.values() if issubclass(m, Detector) and m.__module__.startswith("holdfast.")),
+    (
+        m
+        for m in Method.registry.values()
+        if issubclass(m, Detector) and not issubclass(m, NetworkDetector) and m.__module__.startswith("holdfast.")
+    ),
     key=lambda m: m.id,
 )
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from holdfast import Run, UserError
 from holdfast.data.images import Images
-from holdfast.models import build_model, classifier_head, extract, frozen, predict, tap
+from holdfast.models import Features, build_model, classifier_head, extract, frozen, predict, tap
 
 
 @pytest.fixture
@@ -128,3 +128,36 @@ def test_the_head_is_found_without_an_example_and_without_touching_the_model(mod
     own = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     assert classifier_head(own) is own[3]
     assert classifier_head(nn.Flatten()) is None
+
+
+def test_a_probe_sees_every_image_once_with_the_raw_maps_of_its_layers():
+    class Look:
+        layers = ("0",)
+
+        def __init__(self):
+            self.starts = []
+
+        def __call__(self, seen):
+            self.starts.append(seen.start)
+            assert seen.head is seen.model[-1]
+            assert not seen.logits.requires_grad
+            torch.testing.assert_close(seen.head(seen.penultimate), seen.logits)
+            return torch.cat([seen.layers["0"].amax((2, 3)), seen.y[:, None].float()], dim=1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    images = Images(x=torch.rand(10, 3, 8, 8), y=torch.arange(10) % 5, classes=tuple("abcde"))
+    look = Look()
+    found = extract(model, images, run=Run(batch_size=4), layers=["0"], probes={"look": look})
+    assert look.starts == [0, 4, 8]
+    maps = model[0](images.x)
+    torch.testing.assert_close(found.observed["look"], torch.cat([maps.amax((2, 3)), images.y[:, None].float()], 1))
+    torch.testing.assert_close(found.layers["0"], maps.mean((2, 3)))
+    assert torch.equal(found.select([3, 1]).observed["look"], found.observed["look"][[3, 1]])
+
+
+def test_what_is_derived_from_features_is_derived_once():
+    found = Features(logits=torch.zeros(2, 2), y=torch.zeros(2, dtype=torch.int64))
+    assert found.once("a", object) is found.once("a", object)
+    assert found.select([0]).once("a", object) is not found.once("a", object)

@@ -6,7 +6,7 @@ A model is a plain `nn.Module` from float images in [0, 1] to logits. Nothing ne
 from holdfast.models.answers import QueriesSpent, Transient, Unanswered
 from holdfast.models.build import architectures, build_model
 from holdfast.models.dncnn import DnCNN
-from holdfast.models.features import Features, classifier_head, extract, predict, tap
+from holdfast.models.features import Features, Probe, Seen, classifier_head, extract, predict, tap
 from holdfast.models.freeze import (
     MixesSamples,
     NonDeterministic,
@@ -38,9 +38,11 @@ __all__ = [
     "MixesSamples",
     "NonDeterministic",
     "Normalize",
+    "Probe",
     "QueriesSpent",
     "Queryable",
     "Replays",
+    "Seen",
     "Transient",
     "Unanswered",
     "Usage",

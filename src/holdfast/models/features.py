@@ -1,11 +1,15 @@
-"""The feature tap: one pass over the images gives logits, penultimate features and any named layer's activations."""
+"""The feature tap: one pass over the images gives logits, penultimate features and any named layer's activations.
+
+What else a method needs of the model, it takes while the images pass: a `Probe` sees every batch, with the raw outputs
+of the layers it names, and what it returns is kept.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +20,9 @@ from holdfast.errors import UserError, one_of
 from holdfast.models.freeze import frozen, full_precision
 from holdfast.run import Run
 
-__all__ = ["Features", "classifier_head", "extract", "predict", "tap", "tap_input"]
+__all__ = ["Features", "Probe", "Seen", "classifier_head", "extract", "predict", "tap", "tap_input"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,15 +35,24 @@ class Features:
         penultimate: float32 (N, D), the input of the model's last linear layer; ``None`` when its logits do not come
             straight from one.
         layers: float32 activations by module name; (N, C) where maps were averaged.
+        observed: what probes kept, by the probe's name, float32 (N, ...).
     """
 
     logits: Float[Tensor, "n k"]
     y: Int64[Tensor, " n"]
     penultimate: Float[Tensor, "n d"] | None = None
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    _derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    def once(self, name: str, compute: Callable[[], _T]) -> _T:
+        """What `compute` gives, worked out when first asked for: several detectors need the same statistics."""
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]
 
     @property
     def num_classes(self) -> int:
@@ -61,10 +76,55 @@ class Features:
             y=self.y[which],
             penultimate=None if self.penultimate is None else self.penultimate[which],
             layers={name: values[which] for name, values in self.layers.items()},
+            observed={name: values[which] for name, values in self.observed.items()},
         )
 
 
-def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str] = (), pool: bool = True) -> Features:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """One batch as a probe sees it, on the device, without gradients.
+
+    Args:
+        model: lent through `frozen`. Probes may pass images through it again, with gradients with respect to them.
+        head: the model's last linear layer, if its logits come straight from one.
+        x: the images, in [0, 1].
+        y: their labels.
+        start: the position of the first of them among all images.
+        logits: (n, K), float32.
+        penultimate: (n, D), the input of the head, if there is one.
+        layers: the raw outputs of the layers that the probe names.
+    """
+
+    model: nn.Module
+    head: nn.Linear | None
+    x: Float[Tensor, "n c h w"]
+    y: Int64[Tensor, " n"]
+    start: int
+    logits: Float[Tensor, "n k"]
+    penultimate: Float[Tensor, "n d"] | None
+    layers: Mapping[str, Tensor]
+
+
+class Probe(Protocol):
+    """Looks on while images pass through the model."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the layers whose outputs it needs."""
+
+    def __call__(self, seen: Seen) -> Tensor | None:
+        """What to keep of a batch, one row per image; ``None`` for a probe that keeps its own account."""
+
+
+def extract(
+    model: nn.Module,
+    images: Images,
+    *,
+    run: Run,
+    layers: Sequence[str] = (),
+    pool: bool = True,
+    probes: Mapping[str, Probe] | None = None,
+) -> Features:
     """Pass the images once through the model, in float32, and keep what detectors need.
 
     Memory on the device stays that of one batch of ``run.batch_size``; results gather on the CPU.
@@ -75,7 +135,8 @@ def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str]
         run: device, batch size, progress.
         layers: names of submodules whose outputs to keep, as `torch.nn.Module.get_submodule` takes them. Of a module
             used several times the last output is kept.
-        pool: average maps (N, C, H, W) over their pixels to (N, C); other shapes stay as they are.
+        pool: average maps (N, C, H, W) over their pixels to (N, C); other shapes stay as they are. Probes see them raw.
+        probes: look on, by name.
 
     Raises:
         UserError: there are no images, the model does not return logits (see `check_model`), or a layer does not
@@ -83,19 +144,36 @@ def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str]
     """
     if not len(images):
         raise UserError(f"{images.name}: there are no images to pass through the model.")
-    layers = list(dict.fromkeys(layers))
+    layers, probes = list(dict.fromkeys(layers)), probes or {}
+    tapped = list(dict.fromkeys([*layers, *(name for probe in probes.values() for name in probe.layers)]))
     store: dict[str, Tensor] = {}
     done = 0
     device = run.torch_device
     with _inference(model, device), run.track(len(images), "features") as ticker:
         head = classifier_head(model, next(images.batches(2, device))[0])
-        with tap(model, layers) as outputs, tap_input(head) as inputs:
-            for x, _ in images.batches(run.batch_size, device):
-                seen = {"logits": logits_of(model, x)}
+        with tap(model, tapped) as outputs, tap_input(head) as inputs:
+            for x, y in images.batches(run.batch_size, device):
+                seen = {"logits": logits_of(model, x).float()}
                 if head is not None:
                     seen["penultimate"] = inputs[0]
+                raw = {name: _rows(name, outputs.pop(name, None), len(x)) for name in tapped}
                 for name in layers:
-                    seen[f"layer {name}"] = _rows(name, outputs.pop(name, None), len(x), pool)
+                    seen[f"layer {name}"] = _pooled(raw[name]) if pool else raw[name]
+                for name, probe in probes.items():
+                    kept = probe(
+                        Seen(
+                            model=model,
+                            head=head,
+                            x=x,
+                            y=y,
+                            start=done,
+                            logits=seen["logits"],
+                            penultimate=seen.get("penultimate"),
+                            layers={layer: raw[layer] for layer in probe.layers},
+                        )
+                    )
+                    if kept is not None:
+                        seen[f"observed {name}"] = kept
                 for name, values in seen.items():
                     if name not in store:
                         store[name] = torch.empty((len(images), *values.shape[1:]))
@@ -107,6 +185,7 @@ def extract(model: nn.Module, images: Images, *, run: Run, layers: Sequence[str]
         y=images.y,
         penultimate=store.get("penultimate"),
         layers={name: store[f"layer {name}"] for name in layers},
+        observed={name: store[f"observed {name}"] for name in probes if f"observed {name}" in store},
     )
 
 
@@ -240,9 +319,13 @@ def tap_input(module: nn.Module | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _rows(name: str, values: object, count: int, pool: bool) -> Tensor:
+def _rows(name: str, values: object, count: int) -> Tensor:
     if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != count:
         got = "nothing" if values is None else f"a {type(values).__name__}"
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else got
         raise UserError(f"the layer {name!r} must return a tensor with one row per image, got {got}.")
-    return values.mean((2, 3)) if pool and values.ndim == 4 else values
+    return values
+
+
+def _pooled(values: Tensor) -> Tensor:
+    return values.mean((2, 3)) if values.ndim == 4 else values

@@ -7,10 +7,11 @@ apart.
 
 from holdfast.ood.energy import Energy
 from holdfast.ood.evaluation import Separation, separation
-from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features
+from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.knn import KNN
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.msp import MSP
+from holdfast.ood.network import NetworkDetector
 
 __all__ = [
     "KNN",
@@ -18,8 +19,11 @@ __all__ = [
     "Energy",
     "FittedDetector",
     "MaxLogit",
+    "NetworkDetector",
     "Separation",
     "fit_detectors",
     "fit_on_features",
+    "observe",
+    "score_detectors",
     "separation",
 ]

@@ -3,8 +3,9 @@
 A detector reads features rather than images, so the model runs once per data set however many detectors follow:
 
     detectors = fit_detectors(["msp", "energy", "knn(k=10)"], model, data.train, run=run)
-    features = extract(model, data.test, run=run)
-    scores = {name: detector.score(features) for name, detector in detectors.items()}
+    scores = score_detectors(detectors, model, data.test, run=run)  # name -> (N,), one pass for all
+
+or, where features are at hand, ``detector.score(features)``.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from holdfast.errors import UserError
 from holdfast.files import write_bytes
 from holdfast.methods import Detector
 from holdfast.models import Features, classifier_head, extract, frozen
+from holdfast.ood.network import NetworkDetector, Watch
 from holdfast.run import Run
 
-__all__ = ["FittedDetector", "fit_detectors", "fit_on_features"]
+__all__ = ["FittedDetector", "fit_detectors", "fit_on_features", "observe", "score_detectors"]
 
 _FORMAT = "holdfast-detector-1"
 
@@ -55,6 +57,8 @@ class FittedDetector:
             UserError: there are no features, what the detector reads is missing, or a score is not finite.
         """
         _check(self.method, features)
+        if isinstance(self.method, NetworkDetector) and str(self.method) not in features.observed:
+            raise UserError(f"{self.method} must see the images pass through the model: use score_detectors.")
         with torch.inference_mode():
             scores = self.method.score(features, self.state).double().cpu()
         # Comparisons with NaN are false: one bad score would silently count as normal.
@@ -62,6 +66,12 @@ class FittedDetector:
         if bad:
             raise UserError(f"{self.method}: {bad} of {len(scores)} scores are not finite; check the model's logits.")
         return scores.clone()
+
+    def watch(self, model: nn.Module) -> Watch | None:
+        """The probe that takes what the detector needs of a pass; ``None`` for one that reads features alone."""
+        if not isinstance(self.method, NetworkDetector):
+            return None
+        return Watch(self.method, self.state, self.method.layers(model))
 
     def save(self, path: str | Path) -> None:
         """Write the detector with its state to one safetensors file, atomically."""
@@ -110,12 +120,44 @@ def fit_detectors(
     methods = [catalog.build(detector, kind=Detector) for detector in detectors]
     needy = next((method for method in methods if method.needs_fit), None)
     if needy is None:
-        return fit_on_features(methods, None, None)
+        return {str(method): FittedDetector(method, {}) for method in methods}
     if images is None or not len(images):
         raise UserError(f"{needy} learns from training images, but there are none.")
-    with frozen(model, device=run.torch_device):
-        head = classifier_head(model, next(images.batches(2, run.torch_device))[0])
-    return fit_on_features(methods, extract(model, images, run=run), head)
+    fitted: dict[str, FittedDetector] = {}
+    reading = [method for method in methods if not isinstance(method, NetworkDetector)]
+    if any(method.needs_fit for method in reading):
+        with frozen(model, device=run.torch_device):
+            head = classifier_head(model, next(images.batches(2, run.torch_device))[0])
+        fitted = fit_on_features(reading, extract(model, images, run=run), head)
+    for method in methods:
+        if isinstance(method, NetworkDetector) and method.needs_fit:
+            fitted[str(method)] = FittedDetector(method, method.fit_images(model, images, run=run))
+    return {str(method): fitted.get(str(method)) or FittedDetector(method, {}) for method in methods}
+
+
+def observe(fitted: Mapping[str, FittedDetector], model: nn.Module, images: Images, *, run: Run) -> Features:
+    """Pass images once through the model and keep what any of the detectors reads.
+
+    Args:
+        fitted: what `fit_detectors` gave.
+        model: the model they were fitted to.
+        images: N of them, at least one.
+        run: device and batch size.
+    """
+    watches = {str(detector.method): detector.watch(model) for detector in fitted.values()}
+    return extract(model, images, run=run, probes={name: watch for name, watch in watches.items() if watch})
+
+
+def score_detectors(
+    fitted: Mapping[str, FittedDetector], model: nn.Module, images: Images, *, run: Run
+) -> dict[str, Float[Tensor, " n"]]:
+    """Anomaly scores of images by each detector, under the names given, from one pass of the model for all of them.
+
+    Raises:
+        UserError: there are no images, or what a detector reads is missing or not finite.
+    """
+    features = observe(fitted, model, images, run=run)
+    return {name: detector.score(features) for name, detector in fitted.items()}
 
 
 def fit_on_features(
@@ -132,6 +174,8 @@ def fit_on_features(
     for detector in detectors:
         method = catalog.build(detector, kind=Detector)
         state: dict[str, Tensor] = {}
+        if isinstance(method, NetworkDetector) and method.needs_fit:
+            raise UserError(f"{method} must see the images pass through the model: use fit_detectors.")
         if method.needs_fit:
             if features is None:
                 raise UserError(f"{method} learns from training features, but there are none.")
