@@ -5,25 +5,33 @@ A detector reads features (logits, penultimate activations) and scores them, hig
 apart.
 """
 
+from holdfast.ood.conformal import ConformalAlarm, conformal_alarm, smallest_alarm_rate
 from holdfast.ood.energy import Energy
 from holdfast.ood.evaluation import Separation, separation
 from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.knn import KNN
 from holdfast.ood.max_logit import MaxLogit
+from holdfast.ood.monitor import OODMonitor, Reading, fit_monitor
 from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
 
 __all__ = [
     "KNN",
     "MSP",
+    "ConformalAlarm",
     "Energy",
     "FittedDetector",
     "MaxLogit",
     "NetworkDetector",
+    "OODMonitor",
+    "Reading",
     "Separation",
+    "conformal_alarm",
     "fit_detectors",
+    "fit_monitor",
     "fit_on_features",
     "observe",
     "score_detectors",
     "separation",
+    "smallest_alarm_rate",
 ]
