@@ -195,7 +195,7 @@ def signhunter_stands_between_square_and_nes(lab: Lab) -> Measured:
 )
 def querynet_saves_queries(lab: Lab) -> Measured:
     """Survival of rightly classified images and mean queries, of 60 at most."""
-    model, x, y = _setting(lab, smoke=80, cpu=200)
+    model, x, y = _setting(lab, smoke=80, cpu=120)
     eps, queries = lab.pick(smoke=0.15, cpu=8 / 255), 60
     effort = lab.pick(smoke={"first_batches": 60, "batches": 10, "batch_size": 64}, cpu={})
     square = Square(eps=eps, queries=queries, p_init=0.05, rescale=True).run(model, x, y, run=lab.run)

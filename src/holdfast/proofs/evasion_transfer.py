@@ -35,7 +35,7 @@ def standard(lab: Lab) -> dict[str, nn.Module]:
     other = Lab(lab.scale, lab.run.but(seed=lab.run.seed + 1))
     return {
         "std-a": lab.zoo(),
-        "std-b": other.model(lab.pick(smoke=lab.small(), cpu=Base(epochs=8))),
+        "std-b": other.model(lab.pick(smoke=lab.small(), cpu=Base(epochs=4))),
         "std-cnn": lab.model(lab.pick(smoke=lab.small(model="mlp"), cpu=Base(model="convnet", epochs=6))),
     }
 
