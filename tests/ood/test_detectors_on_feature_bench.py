@@ -55,6 +55,15 @@ def bench(request):
         ("energy", {"off-span": 0.72, "between": 0.67, "small": 1.0}),
         ("max-logit", {"small": 1.0}),
         ("knn(k=50)", {"off-span": 0.998, "between": 0.999, "small": 0.50}),
+        ("kpca-ood(kernel=linear, explained=0.9)", {"off-span": 0.80, "between": 0.50, "small": 0.0}),
+        ("kpca-ood(kernel=cosine, explained=0.85)", {"off-span": 0.98, "between": 0.62, "small": 0.50}),
+        ("kpca-ood(size=1024)", {"off-span": 0.997, "between": 0.99, "small": 0.50}),
+        ("kpca-cogau(gamma=2, size=512, explained=0.8)", {"off-span": 0.997, "between": 0.99, "small": 0.50}),
+        ("kpca-cogau(gamma=0.5, size=512, explained=0.8)", {"off-span": 0.996, "between": 0.966, "small": 0.50}),
+        (
+            "kpca-cogau(gamma=0.5, size=512, explained=0.8, residual=official)",
+            {"off-span": 0.946, "between": 0.957, "small": 0.50},
+        ),
     ],
 )
 def test_separation_is_what_the_geometry_demands(bench, detector, expected):

@@ -10,6 +10,8 @@ from holdfast.ood.energy import Energy
 from holdfast.ood.evaluation import Separation, separation
 from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.knn import KNN
+from holdfast.ood.kpca_cogau import KernelPCACoGau
+from holdfast.ood.kpca_ood import KernelPCAOOD
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.monitor import OODMonitor, Reading, fit_monitor
 from holdfast.ood.msp import MSP
@@ -21,6 +23,8 @@ __all__ = [
     "ConformalAlarm",
     "Energy",
     "FittedDetector",
+    "KernelPCACoGau",
+    "KernelPCAOOD",
     "MaxLogit",
     "NetworkDetector",
     "OODMonitor",
