@@ -22,6 +22,7 @@ from holdfast.cli import (
     data,
     harden,
     methods,
+    ood,
     parse,
     prove,
     train,
@@ -84,6 +85,10 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "data": ("Look at data: sizes, classes, and pictures.", {"show": data.show_data, "sheet": data.sheet}),
+    "ood": (
+        "Notice inputs that belong to none of a model's classes.",
+        {"fit": ood.fit_monitor_command, "score": ood.score_command},
+    ),
     "parse": (
         "Tell from adversarial images what kind of model they were made on.",
         {"train": parse.train_parser, "read": parse.read_parser},

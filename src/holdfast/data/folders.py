@@ -26,7 +26,7 @@ from holdfast.data.splits import FRACTIONS, split_indices
 from holdfast.errors import UserError
 from holdfast.run import Run
 
-__all__ = ["ALIASES", "read_folder"]
+__all__ = ["ALIASES", "pictures_below", "read_folder", "read_pictures"]
 
 # Names under which people keep a split.
 ALIASES: Mapping[str, str] = {
@@ -70,6 +70,39 @@ def read_folder(
     return Data(name=_clean(root.name), train=parts.get("train"), val=parts.get("val"), test=test, ood=ood)
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures inside a folder, however deep, in a fixed order; links are followed, but not in circles.
+
+    A picture is below itself.
+    """
+    if folder.is_file() and _is_picture(folder):
+        return [folder]
+    found: list[Path] = []
+    seen: set[str] = set()
+    for current, names, filenames in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(n for n in names if not _is_hidden(n))
+        found += [p for n in sorted(filenames) if _is_picture(p := Path(current, n))]
+    return found
+
+
+def read_pictures(paths: list[Path], *, title: str, shape: tuple[int, int, int], run: Run) -> Images:
+    """Pictures of no known class, brought to a shape, since a model takes no other; the column ``path`` says which.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    channels, height, width = shape
+    source = _Files(title, "|".join(str(path.resolve()) for path in paths), tuple(paths))
+    x = decoded_images(source, size=(height, width), channels=channels, run=run)
+    columns = {"path": np.asarray([_clean(str(path)) for path in paths], dtype=np.str_)}
+    return Images(x=x, y=torch.zeros(len(x), dtype=torch.int64), classes=("unknown",), columns=columns, name=title)
+
+
 def _read_pictures(
     root: Path, title: str, size: tuple[int, int] | None, channels: int | None, run: Run
 ) -> dict[str, Images]:
@@ -110,7 +143,7 @@ def _read_ood(root: Path, title: str, shape: tuple[int, int, int], run: Run) -> 
     if not folder.is_dir():
         return {}
     found: dict[str, list[Path]] = {_OOD: [p for p in _entries(folder) if p.is_file() and _is_picture(p)]}
-    found |= {_clean(p.name): _pictures_below(p) for p in _entries(folder) if p.is_dir()}
+    found |= {_clean(p.name): pictures_below(p) for p in _entries(folder) if p.is_dir()}
     channels, height, width = shape
     sets = {}
     for name, paths in found.items():
@@ -155,7 +188,7 @@ def _tables(root: Path) -> dict[str, list[Path]]:
 def _by_class(folder: Path, root: Path, title: str, besides: str | None = None) -> dict[str, list[Path]]:
     where = title if folder == root else f"{title}/{folder.name}"
     entries = _entries(folder)
-    found = {_clean(p.name): _pictures_below(p) for p in entries if p.is_dir() and p.name.lower() != besides}
+    found = {_clean(p.name): pictures_below(p) for p in entries if p.is_dir() and p.name.lower() != besides}
     loose = [p.name for p in entries if p.is_file() and _is_picture(p)]
     if not found:
         what = f"images ({loose[0]}, ...) but no class folders" if loose else "neither images nor class folders"
@@ -181,21 +214,6 @@ def _classes(listed: dict[str, dict[str, list[Path]]], title: str) -> tuple[str,
     if len(classes) < 2:
         raise UserError(f"{title}: a classifier needs at least 2 class folders, got only {classes[0]!r}.")
     return classes
-
-
-def _pictures_below(folder: Path) -> list[Path]:
-    """All pictures inside a folder, however deep, in a fixed order; links are followed, but not in circles."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for current, names, filenames in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            names.clear()
-            continue
-        seen.add(real)
-        names[:] = sorted(n for n in names if not _is_hidden(n))
-        found += [p for n in sorted(filenames) if _is_picture(p := Path(current, n))]
-    return found
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from holdfast.ood.knn import KNN
 from holdfast.ood.kpca_cogau import KernelPCACoGau
 from holdfast.ood.kpca_ood import KernelPCAOOD
 from holdfast.ood.max_logit import MaxLogit
-from holdfast.ood.monitor import OODMonitor, Reading, fit_monitor
+from holdfast.ood.monitor import MonitorSettings, OODMonitor, Reading, fit_monitor, monitor_settings
 from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
 
@@ -26,6 +26,7 @@ __all__ = [
     "KernelPCACoGau",
     "KernelPCAOOD",
     "MaxLogit",
+    "MonitorSettings",
     "NetworkDetector",
     "OODMonitor",
     "Reading",
@@ -34,6 +35,7 @@ __all__ = [
     "fit_detectors",
     "fit_monitor",
     "fit_on_features",
+    "monitor_settings",
     "observe",
     "score_detectors",
     "separation",

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pydantic
 import safetensors
 import torch
@@ -32,7 +34,7 @@ from holdfast.ood.conformal import ConformalAlarm, conformal_alarm
 from holdfast.ood.fitted import FittedDetector, fit_detectors, score_detectors
 from holdfast.run import Run
 
-__all__ = ["FILE", "Calibration", "OODMonitor", "Reading", "fit_monitor"]
+__all__ = ["FILE", "Calibration", "MonitorSettings", "OODMonitor", "Reading", "fit_monitor", "monitor_settings"]
 
 FILE = "monitor.safetensors"
 
@@ -56,6 +58,28 @@ class Reading(NamedTuple):
     score: Float[Tensor, " n"]
     p_value: Float[Tensor, " n"]
 
+    def table(self, images: Images) -> pa.Table:
+        """A row per image: its place, its path where known, and what the monitor says of it."""
+        paths = {"path": pa.array(map(str, images.columns["path"]))} if "path" in images.columns else {}
+        readings = {name: values.numpy() for name, values in self._asdict().items()}
+        return pa.table({"index": np.arange(len(images)), **paths, **readings})
+
+
+class MonitorSettings(pydantic.BaseModel):
+    """What the header of a monitor's file says, without the tensors; see `OODMonitor`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    detector: str
+    alarm_rate: float
+    delta: float | None
+    threshold: float
+    calibration_images: int
+    calibrated_on: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    weights: str
+
 
 @dataclass(frozen=True, eq=False)
 class OODMonitor:
@@ -67,6 +91,7 @@ class OODMonitor:
         detector: fitted to it.
         alarm: calibrated on the detector's scores.
         image_shape: channels, height, width.
+        num_classes: of the model.
         calibrated_on: in words, which images the detector and the alarm saw.
         run: device and batch size.
     """
@@ -75,6 +100,7 @@ class OODMonitor:
     detector: FittedDetector
     alarm: ConformalAlarm
     image_shape: tuple[int, int, int]
+    num_classes: int
     calibrated_on: str = ""
     run: Run = field(default_factory=Run)
 
@@ -93,18 +119,20 @@ class OODMonitor:
         scores = score_detectors({"it": self.detector}, self.model, images, run=self.run)["it"]
         return Reading(self.alarm(scores), scores, self.alarm.p_values(scores))
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it but the tensors, as plain values."""
-        return {
-            "detector": str(self.detector.method),
-            "alarm_rate": self.alarm.alpha,
-            "delta": self.alarm.delta,
-            "threshold": self.alarm.threshold,
-            "calibration_images": len(self.alarm.scores),
-            "calibrated_on": self.calibrated_on,
-            "image_shape": list(self.image_shape),
-            "weights": weights_hash(self.model),
-        }
+    @property
+    def settings(self) -> MonitorSettings:
+        """All of it but the model and the tensors."""
+        return MonitorSettings(
+            detector=str(self.detector.method),
+            alarm_rate=self.alarm.alpha,
+            delta=self.alarm.delta,
+            threshold=self.alarm.threshold,
+            calibration_images=len(self.alarm.scores),
+            calibrated_on=self.calibrated_on,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            weights=weights_hash(self.model),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the monitor without its model, whole or not at all.
@@ -117,7 +145,8 @@ class OODMonitor:
         """
         path = _file(path)
         tensors = {f"{_STATE}{name}": value for name, value in self.detector.state.items()}
-        save_tensors(tensors | {_SCORES: self.alarm.scores}, path, {"format": _FORMAT, "monitor": self.to_json()})
+        metadata = {"format": _FORMAT, "monitor": self.settings.model_dump_json()}
+        save_tensors(tensors | {_SCORES: self.alarm.scores}, path, metadata)
         return path
 
     @classmethod
@@ -130,18 +159,7 @@ class OODMonitor:
             UserError: there is no such file, it is not a monitor's, or the model has other weights.
         """
         path = _file(path)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as a monitor: {error}.") from None
-        if metadata.get("format") != _FORMAT or _SCORES not in tensors:
-            raise UserError(f"{path} holds no monitor; `holdfast ood fit` writes one.")
-        try:
-            settings = _Settings.model_validate_json(metadata.get("monitor", ""))
-        except pydantic.ValidationError as error:
-            raise UserError(f"{path}: its settings cannot be read: {error.errors()[0]['msg']}.") from None
+        settings, tensors = _read(path)
         own = weights_hash(model)
         if own != settings.weights:
             raise UserError(
@@ -154,24 +172,10 @@ class OODMonitor:
             detector=FittedDetector(catalog.build(settings.detector, kind=Detector), state),
             alarm=conformal_alarm(tensors[_SCORES], settings.alarm_rate, delta=settings.delta),
             image_shape=settings.image_shape,
+            num_classes=settings.num_classes,
             calibrated_on=settings.calibrated_on,
             run=run or Run(),
         )
-
-
-class _Settings(pydantic.BaseModel):
-    """The header of a monitor's file; see `OODMonitor.to_json`."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    detector: str
-    alarm_rate: float
-    delta: float | None
-    threshold: float
-    calibration_images: int
-    calibrated_on: str
-    image_shape: tuple[int, int, int]
-    weights: str
 
 
 def fit_monitor(
@@ -209,9 +213,34 @@ def fit_monitor(
         detector=fitted,
         alarm=conformal_alarm(scores, alpha, delta=delta),
         image_shape=calibrating.shape,
+        num_classes=data.num_classes,
         calibrated_on=said,
         run=run.but(out=None, progress=False),
     )
+
+
+def monitor_settings(path: str | Path) -> MonitorSettings:
+    """What a saved monitor says of itself: enough to load its model by.
+
+    Raises:
+        UserError: there is no such file, or it is not a monitor's.
+    """
+    return _read(_file(path))[0]
+
+
+def _read(path: Path) -> tuple[MonitorSettings, dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as a monitor: {error}.") from None
+    if metadata.get("format") != _FORMAT or _SCORES not in tensors:
+        raise UserError(f"{path} holds no monitor; `holdfast ood fit` writes one.")
+    try:
+        return MonitorSettings.model_validate_json(metadata.get("monitor", "")), tensors
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path}: its settings cannot be read: {error.errors()[0]['msg']}.") from None
 
 
 def _parts(
