@@ -5,6 +5,7 @@ A detector reads features (logits, penultimate activations) and scores them, hig
 apart.
 """
 
+from holdfast.ood.comparison import Comparison, Standing, compare_detectors
 from holdfast.ood.conformal import ConformalAlarm, conformal_alarm, smallest_alarm_rate
 from holdfast.ood.energy import Energy
 from holdfast.ood.evaluation import Separation, separation
@@ -20,6 +21,7 @@ from holdfast.ood.network import NetworkDetector
 __all__ = [
     "KNN",
     "MSP",
+    "Comparison",
     "ConformalAlarm",
     "Energy",
     "FittedDetector",
@@ -31,6 +33,8 @@ __all__ = [
     "OODMonitor",
     "Reading",
     "Separation",
+    "Standing",
+    "compare_detectors",
     "conformal_alarm",
     "fit_detectors",
     "fit_monitor",
