@@ -3,7 +3,7 @@ import torch
 
 from holdfast.errors import UserError
 from holdfast.models import Features
-from holdfast.ood import KNN, knn
+from holdfast.ood import KNN, nearest
 
 
 def of(h):
@@ -19,7 +19,7 @@ def sets():
 def brute_force(detector, bank, queries):
     bank, queries = bank.penultimate.double(), queries.penultimate.double()
     if detector.normalise:
-        bank, queries = (h / h.norm(dim=1, keepdim=True) for h in (bank, queries))
+        bank, queries = (h / h.norm(dim=1, keepdim=True).clamp(min=1e-9) for h in (bank, queries))
     distances = (queries[:, None] - bank[None]).square().sum(2).sqrt()
     return distances.sort(dim=1).values[:, detector.k - 1]
 
@@ -31,12 +31,23 @@ def test_the_score_is_the_kth_smallest_distance(sets, detector):
     assert torch.allclose(scores, brute_force(detector, bank, queries), atol=1e-6)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_bank_of_thousands_is_searched_exactly(normalise):
+    rng = torch.Generator().manual_seed(1)
+    bank, queries = (of(torch.randn(n, 6, generator=rng).relu()) for n in (5003, 50))
+    bank.penultimate[17:19] = 0  # images that excite nothing lie off the sphere
+    detector = KNN(k=20, normalise=normalise)
+    scores = detector.score(queries, detector.fit_features(bank, None))
+    assert torch.allclose(scores, brute_force(detector, bank, queries), atol=1e-5)
+
+
 def test_blocks_do_not_change_the_score(sets, monkeypatch):
     bank, queries = sets
     detector = KNN(k=5)
     state = detector.fit_features(bank, None)
     whole = detector.score(queries, state)
-    monkeypatch.setattr(knn, "_PAIRS_AT_ONCE", 300 * 7)
+    monkeypatch.setattr(nearest, "_PAIRS", 300 * 7)
+    monkeypatch.setattr(nearest, "_QUERIES", 7)
     assert torch.allclose(detector.score(queries, state), whole, atol=1e-6)
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from holdfast.errors import UserError
 from holdfast.methods import Detector, Paper
 from holdfast.models import Features
+from holdfast.ood.head import wanted
+from holdfast.ood.nearest import largest
+from holdfast.ood.statistics import chunks
 from holdfast.run import Run
 
-__all__ = ["KNN"]
-
-# Similarities are computed for this many (query, bank) pairs at a time: 64 MiB of float32 whatever the bank's size.
-_PAIRS_AT_ONCE = 2**24
+__all__ = ["KNN", "on_the_sphere"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,15 @@ class KNN(
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def fit_features(self, features: Features, head: nn.Linear | None) -> dict[str, Tensor]:
-        """Keep the bank of training features, (M, D) float32.
+        """Keep the bank of training features, float32 (M, D + 1).
+
+        The last column holds minus half of each feature's squared length. With it the product of the bank and a query
+        that ends in 1 tells which features are nearest; added to the product it would cost half as much again.
 
         Raises:
             UserError: the bank would hold fewer than `k` features.
         """
-        bank = self._placed(features.penultimate)
+        bank = self._placed(features)
         size = round(self.fraction * len(bank))
         if size < self.k:
             raise UserError(f"knn: k must be at most the {size} training features in the bank, got {self.k}.")
@@ -70,21 +73,29 @@ class KNN(
             # The same draw for every run: a detector's state depends on the features alone.
             chosen = torch.randperm(len(bank), generator=Run().rng("knn bank"))[:size]
             bank = bank[chosen.sort().values.to(bank.device)]
-        return {"bank": bank}
+        halves = torch.linalg.vecdot(bank, bank) / -2
+        return {"bank": torch.cat([bank, halves[:, None]], dim=1)}
 
     def score(self, features: Features, state: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         """The distance to the k-th nearest feature of the bank, (N,), float64; in [0, 2] when normalised."""
-        queries = self._placed(features.penultimate)
+        # |q - b|^2 = |q|^2 - 2 (q.b - |b|^2 / 2): the nearest have the largest bracket.
+        queries = F.pad(self._placed(features), (0, 1), value=1)
         bank = state["bank"].to(queries.device)
-        # |q - b|^2 = |q|^2 - 2 (q.b - |b|^2 / 2): the nearest have the largest bracket, found by one product per block.
-        offsets = bank.square().sum(1) / -2
-        distances = []
-        for block in queries.split(max(1, _PAIRS_AT_ONCE // len(bank))):
-            kth = torch.addmm(offsets, block, bank.T).topk(self.k, dim=1).indices[:, -1]
+        distances = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
+        for rows, _, entries in largest(queries, bank, self.k):
             # The bracket loses digits when q and b are close; the distance itself is taken exactly.
-            distances.append((block.double() - bank[kth].double()).norm(dim=1))
-        return torch.cat(distances)
+            gaps = queries[rows, :-1].double() - bank[entries[:, -1], :-1].double()
+            distances[rows] = gaps.norm(dim=1)
+        return distances
 
-    def _placed(self, features: Tensor | None) -> Tensor:
-        assert features is not None, "FittedDetector sees to it that the features which a detector reads are there"
-        return F.normalize(features.double(), dim=1).float() if self.normalise else features.float()
+    def _placed(self, features: Features) -> Float[Tensor, "n d"]:
+        h = wanted(features.penultimate)
+        return on_the_sphere(h) if self.normalise else h.float()
+
+
+def on_the_sphere(h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows divided by their length in float64, as float32; zeros stay zeros."""
+    unit = torch.empty_like(h, dtype=torch.float32)
+    for rows, part in chunks(h):
+        unit[rows] = F.normalize(part, dim=1)
+    return unit
