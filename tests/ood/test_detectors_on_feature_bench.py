@@ -54,6 +54,7 @@ def bench(request):
         ("msp", {"off-span": 0.72, "between": 0.98, "small": 1.0}),
         ("energy", {"off-span": 0.72, "between": 0.67, "small": 1.0}),
         ("max-logit", {"small": 1.0}),
+        ("gradnorm", {"off-span": 0.53, "between": 0.69, "small": 1.0}),
         ("knn(k=50)", {"off-span": 0.998, "between": 0.999, "small": 0.50}),
         ("kpca-ood(kernel=linear, explained=0.9)", {"off-span": 0.80, "between": 0.50, "small": 0.0}),
         ("kpca-ood(kernel=cosine, explained=0.85)", {"off-span": 0.98, "between": 0.62, "small": 0.50}),

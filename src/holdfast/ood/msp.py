@@ -21,7 +21,7 @@ from torch import Tensor
 from holdfast.methods import Detector, Paper
 from holdfast.models import Features
 
-__all__ = ["MSP"]
+__all__ = ["MSP", "log_odds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,12 @@ class MSP(
 
     def score(self, features: Features, state: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         """Log odds against the predicted class, (N,), float64, any sign; needs at least two classes."""
-        z = features.logits.double() / self.temperature
-        top, predicted = z.max(dim=1, keepdim=True)
-        others = z.scatter(1, predicted, -torch.inf)
-        return torch.logsumexp(others - top, dim=1)
+        return log_odds(features.logits, self.temperature)
+
+
+def log_odds(logits: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, " n"]:
+    """The log odds against the predicted class, ``log((1 - p_max) / p_max)``, float64."""
+    z = logits.double() / temperature
+    top, predicted = z.max(dim=1, keepdim=True)
+    others = z.scatter(1, predicted, -torch.inf)
+    return torch.logsumexp(others - top, dim=1)
