@@ -135,9 +135,30 @@ class Attack(Method, kind="attack"):
 
 
 class Objective(Method, kind="objective"):
-    """A training loss. It may read columns of the training set, named in `columns`; they come in ``step.columns``."""
+    """A training loss. What it needs beside a batch it says, and finds in the step that `fit` hands it.
+
+    `columns` of the training set come in ``step.columns``. With `views` above 1, every image comes as often, changed by
+    its own draw of the training's transforms: first as the batch, then in ``step.views``. `companions` are further sets
+    of images, outliers or images to be forgotten, that the user gives by these names; a batch of each comes in
+    ``step.companions``. What it must learn beside the model is in `heads`.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[int] = 1
+    companions: ClassVar[tuple[str, ...]] = ()
+
+    def companion_size(self, name: str, count: int) -> int:
+        """How many images of a companion come with `count` training images; as many, unless the objective says so."""
+        return count
+
+    def heads(self, model: nn.Module, x: Tensor) -> Mapping[str, nn.Module]:
+        """Modules that learn with the model and are dropped after the training; they come in ``step.heads``.
+
+        Args:
+            model: before its first step, on its device.
+            x: two training images there.
+        """
+        return {}
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Any) -> Tensor:
@@ -352,4 +373,6 @@ def _sentence(cls: type[Method], problem: Any) -> str:
 def _spec_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_spec_value(v) for v in value]  # what the grammar reads back
-    return value.spec if isinstance(value, Method) else value
+    if isinstance(value, Method):
+        return value.spec if value.spec.fields else value.id  # as it is read back: a bare word is text
+    return value

@@ -29,9 +29,9 @@ NEEDED = {"subset": {"fraction": 0.5}}
 
 # Of these every field must take one that is not its default.
 TRIED = [
-    *(1, 2, 3, 7, 50, 0, 0.3, 0.05, 0.9, 1.5, 12.5, True, False, None),
+    *(1, 2, 3, 7, 50, 0, 0.3, 0.05, 0.9, 1.5, 12.5, True, False, None, -30.0),
     *([0.25, 0.5], [1, 2, 3]),
-    *("http://localhost:5000", ["cat->animal"], ["pgd"], ["flip"]),
+    *("http://localhost:5000", ["cat->animal"], ["pgd"], ["flip"], ["jigsaw"]),
     *("sgd(lr=0.5)", "cosine(warmup=0.25)", "crop(padding=2)", "flip(p=0.25)", "pgd(steps=3)", "energy"),
 ]
 NONSENSE = [math.nan, math.inf, -math.inf, object(), {"a": 1}, "no such thing", [[["x"]]]]

@@ -1,7 +1,7 @@
 """Images in, labelled and split: loading, splitting, corrupting and changing data sets.
 
 `load_data` takes a name, a path or an object to `Data`, whose splits are `Images`. Transforms (long tail, label noise,
-subset, relabel) are methods, each in its own file; corruptions are in `holdfast.data.corruptions`.
+subset, relabel, synthetic outliers) are methods, each in its own file; corruptions are in `holdfast.data.corruptions`.
 """
 
 from holdfast.data.contact_sheet import contact_sheet
@@ -16,6 +16,7 @@ from holdfast.data.relabel import Relabel
 from holdfast.data.resize import recoloured, resized
 from holdfast.data.splits import split, split_indices
 from holdfast.data.subset import Subset
+from holdfast.data.synthetic_outliers import SyntheticOutliers
 
 __all__ = [
     "CORRUPTIONS",
@@ -26,6 +27,7 @@ __all__ = [
     "LongTail",
     "Relabel",
     "Subset",
+    "SyntheticOutliers",
     "concat",
     "contact_sheet",
     "corrupt",

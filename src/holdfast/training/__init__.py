@@ -3,21 +3,26 @@
 `fit` trains any module on images in memory; `train` does so by a recipe and writes weights, metrics and a card.
 """
 
+from holdfast.training.color_jitter import ColorJitter
 from holdfast.training.crop import Crop
 from holdfast.training.cross_entropy import CrossEntropy
 from holdfast.training.cutout import Cutout
 from holdfast.training.fit import FitResult, fit
 from holdfast.training.flip import Flip
+from holdfast.training.grayscale import Grayscale
+from holdfast.training.logit_adjustment import LogitAdjustment
 from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
-from holdfast.training.state import State, Step, statistics_kept
+from holdfast.training.state import Companion, State, Step, statistics_kept
 from holdfast.training.train import train
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "ColorJitter",
+    "Companion",
     "Constant",
     "Cosine",
     "Crop",
@@ -25,6 +30,8 @@ __all__ = [
     "Cutout",
     "FitResult",
     "Flip",
+    "Grayscale",
+    "LogitAdjustment",
     "MultiStep",
     "OneCycle",
     "Optimizer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from holdfast.data.images import Images
 from holdfast.errors import UserError
 from holdfast.methods import BatchTransform, Callback, Objective, OptimizerWrapper
 from holdfast.run import Run
+from holdfast.training.companions import check_companions
 from holdfast.training.cross_entropy import CrossEntropy
 from holdfast.training.loop import FitResult, Loop
 from holdfast.training.optimizers import SGD, Optimizer
@@ -32,6 +33,7 @@ def fit(
     wrapper: OptimizerWrapper | str | None = None,
     callbacks: Sequence[Callback | str] = (),
     transforms: Sequence[BatchTransform | str] = (),
+    companions: Mapping[str, Images] | None = None,
     val: Images | None = None,
     ema: float | None = None,
     accumulate: int = 1,
@@ -52,6 +54,9 @@ def fit(
         epochs: passes over it.
         batch_size: images per forward pass, in each process.
         objective, optimizer, schedule, wrapper, callbacks, transforms: methods, or specs such as ``"sgd(lr=0.1)"``.
+        companions: further sets of images, by the names that the objective gives them, e.g. ``{"outliers": images}``. A
+            batch of each accompanies every training batch, changed by the same transforms; an image comes again only
+            when all others of its set have come.
         val: its accuracy is measured after every epoch, of the average where there is one.
         ema: keep a running average of the weights with this decay, e.g. 0.999.
         accumulate: forward passes per optimizer step; 2 with half the batch size is the same step as 1.
@@ -78,9 +83,11 @@ def fit(
         transforms=[catalog.build(t, kind=BatchTransform) for t in transforms],
         ema=ema,
         compile=compile,
+        companions=dict(companions or {}),
     )
     if not len(images):
         raise UserError(f"{images.name}: there are no images to train on.")
     if val is not None and not len(val):
         raise UserError(f"{val.name}: there are no images to validate on.")
+    check_companions(settings.objective, settings.companions, images)
     return Loop(model, images, val, settings, save_seconds=60 * save_minutes, run=run)()

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,22 +27,31 @@ from holdfast.run import Run, Ticker
 from holdfast.training.average import averaged_copy, update_average
 from holdfast.training.batches import Plan, evaluation_batches, one_ahead, prepare, read_columns, resident
 from holdfast.training.checkpoint import interrupts, load_checkpoint, remove_leftovers, save_checkpoint
+from holdfast.training.companions import Stream
 from holdfast.training.devices import global_generators_lent, launch, repeatable, seed_global_generators, share_buffers
+from holdfast.training.heads import attach, detach, put_aside
 from holdfast.training.metrics import append_timing, write_metrics
 from holdfast.training.settings import Settings
-from holdfast.training.state import State, Step, statistics_kept
+from holdfast.training.state import Companion, State, Step, statistics_kept
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["FitResult", "Loop"]
 
-#: Images, labels, and the columns that the objective reads.
-Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
-
 # Steps between two looks at the loss on an accelerator, where each look waits for the device, and between two rounds of
 # asking the first process whether to save or stop.
 _LOOK = 32
+
+
+class Batch(NamedTuple):
+    """Images, labels, and what the objective reads besides; see `Step`."""
+
+    x: Tensor
+    y: Tensor
+    columns: dict[str, Tensor]
+    views: tuple[Tensor, ...]
+    companions: dict[str, Companion]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +100,16 @@ class Loop:
         self.images, self.val = resident(images, self.device), val
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_fits(model, images, self.device)
+        self.streams = {
+            name: Stream(
+                name=name,
+                images=resident(companion, self.device),
+                size=settings.objective.companion_size(name, settings.batch_size),
+                run=run,
+            )
+            for name, companion in settings.companions.items()
+        }
+        self.heads = attach(model, settings.objective, images, self.device, run)
         self.bare = torch.compile(model) if settings.compile else model
         self.module = self.fabric.setup_module(self.bare, move_to_device=False)  # type: ignore[arg-type]
         optimizer = settings.optimizer(model)
@@ -115,6 +134,12 @@ class Loop:
 
     def __call__(self) -> FitResult:
         """Train to the end."""
+        try:
+            return self._train()
+        finally:
+            detach(self.state.model, self.state.average)
+
+    def _train(self) -> FitResult:
         self._restore()
         state = self.state
         self._hook("on_start")
@@ -178,17 +203,33 @@ class Loop:
 
         def make(place: int) -> list[Batch]:
             parts = enumerate(self.plan.parts(order, place), self.plan.rank * self.plan.accumulate)
-            batches: list[Batch] = []
-            for part, indices in parts:
-                rng = self.run.rng("augment", start + place, part)
-                x, y = prepare(self.images, indices, self.settings.transforms, rng, self.device)
-                columns = {name: values[indices].to(self.device) for name, values in self.columns.items()}
-                batches.append((x, y, columns))
-            return batches
+            return [self._batch(indices, start + place, part) for part, indices in parts]
 
         places = range(first, self.plan.steps)
         # Where images must travel to the device, the next step's do so during this one.
         return map(make, places) if self.images.x.device == self.device else one_ahead(make, places)
+
+    def _batch(self, indices: Tensor, step: int, part: int) -> Batch:
+        """The training images at `indices`, with what the objective reads besides."""
+        objective = self.settings.objective
+
+        def drawn(images: Images, which: Tensor, *stream: object) -> tuple[Tensor, Tensor]:
+            rng = self.run.rng("augment", *stream, step, part)
+            return prepare(images, which, self.settings.transforms, rng, self.device)
+
+        x, y = drawn(self.images, indices)
+        slot = step * self.plan.accumulate * self.plan.ranks + part
+        companions = {}
+        for name, stream in self.streams.items():
+            which = stream.indices(slot, objective.companion_size(name, len(indices)))
+            companions[name] = Companion(*drawn(stream.images, which, "companion", name))
+        return Batch(
+            x=x,
+            y=y,
+            columns={name: values[indices].to(self.device) for name, values in self.columns.items()},
+            views=tuple(drawn(self.images, indices, "view", k)[0] for k in range(1, objective.views)),
+            companions=companions,
+        )
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimizer step: every batch's gradient, their mean, the update, the average."""
@@ -196,7 +237,7 @@ class Loop:
         factor = settings.schedule(state.index, state.steps)
         for group, rate in zip(state.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        count = sum(len(y) for _, y, _ in batches)
+        count = sum(len(batch.y) for batch in batches)
         offset = self.plan.rank * self.plan.accumulate
         first = True
 
@@ -210,7 +251,7 @@ class Loop:
             with contextlib.nullcontext() if recorded else statistics_kept(state.model):
                 for i, batch in enumerate(batches):
                     more = i + 1 < len(batches)
-                    weight = len(batch[1]) / count
+                    weight = len(batch.y) / count
                     loss += self._gradient(batch, offset + i, weight=weight, more=more, recorded=recorded)
             if recorded:
                 self.recent.append(loss)
@@ -227,7 +268,7 @@ class Loop:
     def _gradient(self, batch: Batch, part: int, *, weight: float, more: bool, recorded: bool) -> Tensor:
         """Add one batch's gradient; returns its share of the loss."""
         state = self.state
-        x, y, columns = batch
+        x, y = batch.x, batch.y
         # Dropout and the like draw from the global generators, which thus depend on the step and nothing else.
         seed_global_generators(self.run.seed_for("layers", state.index, part), self.device)
         step = Step(
@@ -238,7 +279,10 @@ class Loop:
             total=state.steps,
             part=part,
             counts=self.counts,
-            columns=columns,
+            columns=batch.columns,
+            views=batch.views,
+            companions=batch.companions,
+            heads=self.heads,
             memory=state.memory,
             replays=self.replays,
         )
@@ -297,7 +341,8 @@ class Loop:
             return
         if len(values) == 1 or values[-1] > max(values[:-1]):
             best = state.model if state.average is None else state.average
-            save_weights(best, self.run.out / "best.safetensors", {"epoch": len(state.history)})
+            with put_aside(best):
+                save_weights(best, self.run.out / "best.safetensors", {"epoch": len(state.history)})
 
     def _restore(self) -> None:
         if self.run.out is None:

@@ -51,6 +51,13 @@ class Recipe(BaseModel):
     batch_size: Annotated[int, Field(strict=True, ge=1, description="images per forward pass, in each process")] = 128
     accumulate: Annotated[int, Field(strict=True, ge=1, description="forward passes per optimizer step")] = 1
     ema: Annotated[float | None, Field(ge=0, lt=1, description="decay of a running average of the weights")] = None
+    companions: Annotated[
+        dict[str, str],
+        Field(
+            description="further sets of images that the objective needs, by name: what `load_data` takes, or a "
+            "transform that makes them of the training set, such as `synthetic-outliers`"
+        ),
+    ] = {}
     val: Annotated[
         float | None,
         Field(gt=0, lt=1, description="share of the training set held out for validation; without it, the data's own"),
@@ -85,6 +92,11 @@ class Recipe(BaseModel):
             message = problem["msg"].replace("Input should be", "must be").replace("Input should", "must")
             got = specs.format_value(problem["input"])
             raise UserError(f"{path}:{lines[name]}: {name}: {message}, got {got}.") from None
+        for name in recipe.companions:
+            try:
+                recipe.companion_transform(name)
+            except UserError as error:
+                raise UserError(f"{path}:{lines['companions']}: companions: {name}: {error}") from None
         for name, values in recipe._specs().items():
             for value, kinds in values:
                 try:
@@ -92,6 +104,10 @@ class Recipe(BaseModel):
                 except UserError as error:
                     raise UserError(f"{path}:{lines[name]}: {name}: {error}") from None
         return recipe
+
+    def companion_transform(self, name: str) -> Transform | None:
+        """The transform that makes a companion of the training set, if it is not a data set of its own."""
+        return _transform(self.companions[name])
 
     def batch_transforms(self) -> list[BatchTransform]:
         """The transforms that work on batches, in order."""
@@ -120,6 +136,15 @@ class Recipe(BaseModel):
             if name in self.model_fields_set and value:
                 found[name] = [(text, kinds) for text in ([value] if isinstance(value, str) else value)]
         return found
+
+
+def _transform(text: str) -> Transform | None:
+    """The transform of a spec; ``None`` where it names none, and so must name a data set."""
+    try:
+        catalog.find(specs.parse(text).id, Transform)
+    except UserError:
+        return None
+    return catalog.build(text, kind=Transform)
 
 
 def _build(text: str, kinds: tuple[type[Method], ...]) -> Method:

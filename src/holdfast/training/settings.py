@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ class Settings:
     transforms: Sequence[BatchTransform]
     ema: float | None
     compile: bool
+    companions: Mapping[str, Images] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -65,6 +66,7 @@ class Settings:
             "processes": str(ranks),
             "objective": str(self.objective),
             **{f"column {name}": _digest(values) for name, values in read_columns(images, self.objective).items()},
+            **{f"companion {name}": f"{c.name} ({c.fingerprint()})" for name, c in self.companions.items()},
             "optimizer": str(self.optimizer),
             "schedule": str(self.schedule),
             "wrapper": str(self.wrapper or "none"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from holdfast.models.replay import Replays
 from holdfast.run import Run
 
-__all__ = ["State", "Step", "statistics_kept"]
+__all__ = ["Companion", "State", "Step", "statistics_kept"]
+
+
+class Companion(NamedTuple):
+    """A batch of images that accompany the training images: float32 in [0, 1], transformed as those are; labels."""
+
+    x: Tensor
+    y: Tensor
 
 
 @dataclass(kw_only=True)
@@ -30,6 +37,9 @@ class Step:
         part: which part of the step's batch this is, over accumulation and processes.
         counts: training images per class, int64 (K,).
         columns: the batch's rows of the training set's columns that the objective reads; not augmented.
+        views: the images of the batch again, each changed by another draw of the transforms; see `Objective`.
+        companions: a batch of each of the companions that the objective names.
+        heads: the objective's own modules, learning with the model.
         memory: what objectives must remember from step to step: tensors and plain values, under their own names. It
             is saved and restored; each process has its own.
         logits: of the pass that trains the weights, (N, K); set by `seen`.
@@ -44,6 +54,9 @@ class Step:
     part: int = 0
     counts: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    views: tuple[Tensor, ...] = ()
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     logits: Tensor | None = None
     replays: Replays = field(default_factory=Replays)

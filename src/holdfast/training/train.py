@@ -13,6 +13,7 @@ import holdfast
 from holdfast import files
 from holdfast.data import Data, Images, load_data, split
 from holdfast.data.images import to_float
+from holdfast.data.resize import fitted
 from holdfast.errors import UserError
 from holdfast.models import build_model, load_model, predict, save_weights
 from holdfast.run import Run
@@ -61,6 +62,7 @@ def train(recipe: Recipe | str | os.PathLike[str], run: Run) -> dict[str, Any]:
         wrapper=recipe.wrapper,
         callbacks=recipe.callbacks,
         transforms=recipe.batch_transforms(),
+        companions=_companions(recipe, images, run),
         val=val,
         ema=recipe.ema,
         accumulate=recipe.accumulate,
@@ -105,6 +107,21 @@ def _training_sets(recipe: Recipe, data: Data, run: Run) -> tuple[Images, Images
     for transform in recipe.data_transforms():
         images = transform(images, run=run)
     return images, val
+
+
+def _companions(recipe: Recipe, images: Images, run: Run) -> dict[str, Images]:
+    """The sets that accompany the training set, in the shape of its images."""
+    found = {}
+    for name, spec in recipe.companions.items():
+        transform = recipe.companion_transform(name)
+        if transform is not None:
+            found[name] = transform(images, run=run)
+            continue
+        data = load_data(spec, run=run)
+        chosen = data.test if data.train is None else data.train
+        channels, height, width = images.shape
+        found[name] = chosen.but(x=fitted(chosen.x, (height, width), channels), columns={})
+    return found
 
 
 def _model(recipe: Recipe, data: Data, images: Images, run: Run) -> nn.Module:
