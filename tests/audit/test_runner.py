@@ -389,6 +389,20 @@ def test_a_declared_limit_on_time_judges_but_leaves_the_fingerprint_alone(data, 
     assert again.to_json()["findings"] != fast.to_json()["findings"]
 
 
+def test_a_busy_machine_that_times_fewer_passes_leaves_the_fingerprint_alone(data, run, monkeypatch):
+    from holdfast.audit.checks import efficiency
+
+    measure = efficiency.latency
+    found = []
+    for seconds in (10.0, 0.0):
+        monkeypatch.setattr(efficiency, "latency", lambda *a, s=seconds, **named: measure(*a, seconds=s, **named))
+        profile = dataclasses.replace(TINY, latency_repeats=10)
+        found.append(audit(Linear(), data, profile=profile, run=run, only=["efficiency"]))
+    counts = [next(m.n for m in a.finding("efficiency").metrics if m.name == "latency-p50") for a in found]
+    assert counts[0] > counts[1]
+    assert found[0].fingerprint == found[1].fingerprint
+
+
 def test_reading_what_is_no_audit_says_so(tmp_path, whole):
     with pytest.raises(UserError, match="no such file"):
         Audit.load(tmp_path)

@@ -84,7 +84,7 @@ def stable(folder):
     def strip(value):
         if isinstance(value, dict):
             if value.get("volatile"):
-                return {k: v for k, v in value.items() if k not in ("value", "low", "high")}
+                return {k: v for k, v in value.items() if k not in ("value", "low", "high", "n")}
             return {k: strip(v) for k, v in value.items() if k not in ("seconds", "created")}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
