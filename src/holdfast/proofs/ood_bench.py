@@ -7,6 +7,7 @@ far ones.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from holdfast.ood.evaluation import separation
 from holdfast.proofs.lab import Lab, mean_of
 from holdfast.proofs.proof import Measured
 
-__all__ = ["Bench", "against", "bench", "mean_separation"]
+__all__ = ["Bench", "against", "bench", "fall_of_fpr95", "mean_separation"]
 
 Scores = NDArray[np.float64]
 
@@ -140,3 +141,11 @@ def against(lab: Lab, detector: str, baseline: str, distance: Distance, metric: 
             for s in mine
         },
     )
+
+
+def fall_of_fpr95(lab: Lab, detector: str, baseline: str, distance: Distance) -> Measured:
+    """How much less of the unknown images the detector accepts than the baseline, where 95 % of the known are."""
+    rise = against(lab, detector, baseline, distance, "fpr95_id")
+    assert rise.low is not None
+    assert rise.high is not None
+    return dataclasses.replace(rise, value=-rise.value, low=-rise.high, high=-rise.low)
