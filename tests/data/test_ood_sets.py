@@ -64,18 +64,22 @@ def test_the_users_sets_come_whole_and_first_when_called_near():
     assert (len(sets["near-misses"][0]), sets["near-misses"][0].shape) == (5, (3, 20, 24))
 
 
-def test_cifar100_is_near_to_cifar10_when_it_is_here(tmp_path):
+def test_each_cifar_is_near_to_the_other_when_that_is_here(tmp_path):
     data = Data(name="photos", test=colour(classes=CIFAR10_CLASSES))
     assert all(distance == "far" for _, distance in ood_sets(data, RUN, count=30).values())
     buffer = io.BytesIO()
     Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(buffer, "PNG")
     pictures = pa.array([{"bytes": buffer.getvalue()}] * 4, pa.struct([("bytes", pa.binary())]))
     table = pa.table({"img": pictures, "label": [0, 1, 2, 3]}).replace_schema_metadata({"classes": "k,l,m,n"})
-    (tmp_path / "own" / "cifar100").mkdir(parents=True)
-    pq.write_table(table, tmp_path / "own" / "cifar100" / "test.parquet")
-    images, distance = ood_sets(data, RUN, count=30)["cifar100"]
-    assert distance == "near"
-    assert (images.x == 7).all()
+    for name in ("cifar10", "cifar100"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / "own" / name / "test.parquet")
+    hundred = Data(name="cifar100", test=colour(classes=tuple(map(str, range(100)))))
+    for task, other in ((data, "cifar100"), (hundred, "cifar10")):
+        images, distance = ood_sets(task, RUN, count=30)[other]
+        assert distance == "near"
+        assert (images.x == 7).all()
+        assert task.name not in ood_sets(task, RUN, count=30)
 
 
 def test_scrambling_keeps_mean_and_spectrum_and_destroys_the_picture():

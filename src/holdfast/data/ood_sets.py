@@ -31,8 +31,9 @@ def ood_sets(data: Data, run: Run, *, count: int = 2000) -> dict[str, tuple[Imag
     """Out-of-distribution sets for `data`, near ones first.
 
     The user's own sets come whole; they are far unless their name begins with ``near``. CIFAR-100's test split is near
-    to CIFAR-10, and is used when it is on this machine. Far are drawn shapes, handwritten digits, phase-scrambled test
-    images, and uniform and normal noise, the latter with the mean and deviation of each channel of the test images.
+    to CIFAR-10, and the other way round; it is used when it is on this machine. Far are drawn shapes, handwritten
+    digits, phase-scrambled test images, and uniform and normal noise, the latter with the mean and deviation of each
+    channel of the test images.
 
     Args:
         data: the task.
@@ -44,6 +45,8 @@ def ood_sets(data: Data, run: Run, *, count: int = 2000) -> dict[str, tuple[Imag
     sets: dict[str, tuple[Tensor, Distance]] = {}
     if test.classes == CIFAR10_CLASSES and is_here("cifar100"):
         sets["cifar100"] = (cifar("cifar100", run=run).test.x[:count], "near")
+    if data.name == "cifar100" and is_here("cifar10"):
+        sets["cifar10"] = (cifar("cifar10", run=run).test.x[:count], "near")
     if data.name != "shapes32":
         seed = run.seed_for("ood", "shapes32") % 2**31
         sets["shapes32"] = (Shapes32(seed=seed).draw("test", count).x, "far")
