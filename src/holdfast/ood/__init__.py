@@ -5,12 +5,14 @@ A detector reads features (logits, penultimate activations) and scores them, hig
 apart.
 """
 
+from holdfast.ood.abf import ABF, TwoBranches
 from holdfast.ood.ash import ASH
 from holdfast.ood.bats import BATS
 from holdfast.ood.comparison import Comparison, Standing, compare_detectors
 from holdfast.ood.conformal import ConformalAlarm, conformal_alarm, smallest_alarm_rate
 from holdfast.ood.dice import DICE
 from holdfast.ood.energy import Energy
+from holdfast.ood.energy_bounded import EnergyBounded, energy_margins
 from holdfast.ood.entropy import Entropy
 from holdfast.ood.evaluation import Separation, separation
 from holdfast.ood.fdbd import FDBD
@@ -20,17 +22,21 @@ from holdfast.ood.gradnorm import GradNorm
 from holdfast.ood.knn import KNN
 from holdfast.ood.kpca_cogau import KernelPCACoGau
 from holdfast.ood.kpca_ood import KernelPCAOOD
+from holdfast.ood.logit_norm import LogitNorm
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.monitor import MonitorSettings, OODMonitor, Reading, fit_monitor, monitor_settings
 from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
 from holdfast.ood.nnguide import NNGuide
 from holdfast.ood.odin import ODIN
+from holdfast.ood.outlier_exposure import OutlierExposure
+from holdfast.ood.pascl import PASCL
 from holdfast.ood.react import ReAct
 from holdfast.ood.scale import SCALE
 from holdfast.ood.vra import VRA
 
 __all__ = [
+    "ABF",
     "ASH",
     "BATS",
     "DICE",
@@ -39,27 +45,33 @@ __all__ = [
     "KNN",
     "MSP",
     "ODIN",
+    "PASCL",
     "SCALE",
     "VRA",
     "Comparison",
     "ConformalAlarm",
     "Energy",
+    "EnergyBounded",
     "Entropy",
     "FittedDetector",
     "GradNorm",
     "KernelPCACoGau",
     "KernelPCAOOD",
+    "LogitNorm",
     "MaxLogit",
     "MonitorSettings",
     "NNGuide",
     "NetworkDetector",
     "OODMonitor",
+    "OutlierExposure",
     "ReAct",
     "Reading",
     "Separation",
     "Standing",
+    "TwoBranches",
     "compare_detectors",
     "conformal_alarm",
+    "energy_margins",
     "fit_detectors",
     "fit_monitor",
     "fit_on_features",
