@@ -24,6 +24,8 @@ from holdfast.ood.kpca_cogau import KernelPCACoGau
 from holdfast.ood.kpca_ood import KernelPCAOOD
 from holdfast.ood.logit_norm import LogitNorm
 from holdfast.ood.max_logit import MaxLogit
+from holdfast.ood.mode_ensemble import ModeEnsemble
+from holdfast.ood.modes import Modes, Spread, modes_of, spread
 from holdfast.ood.monitor import MonitorSettings, OODMonitor, Reading, fit_monitor, monitor_settings
 from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
@@ -59,6 +61,8 @@ __all__ = [
     "KernelPCAOOD",
     "LogitNorm",
     "MaxLogit",
+    "ModeEnsemble",
+    "Modes",
     "MonitorSettings",
     "NNGuide",
     "NetworkDetector",
@@ -67,6 +71,7 @@ __all__ = [
     "ReAct",
     "Reading",
     "Separation",
+    "Spread",
     "Standing",
     "TwoBranches",
     "compare_detectors",
@@ -75,9 +80,11 @@ __all__ = [
     "fit_detectors",
     "fit_monitor",
     "fit_on_features",
+    "modes_of",
     "monitor_settings",
     "observe",
     "score_detectors",
     "separation",
     "smallest_alarm_rate",
+    "spread",
 ]
