@@ -15,8 +15,18 @@ from holdfast.errors import UserError, one_of
 __all__ = ["PROFILES", "Profile", "profile_of"]
 
 
-_MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps", "cw_steps"}
+_MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps", "cw_steps", "shifted_images"}
 _MAY_BE_LEFT_OUT |= {"l2_images", "transfer_images", "decision_images", "universal_images"}
+
+# By cost: those that a first look takes, those that read features too, and those that look on during a pass of their
+# own, several of them with gradients.
+_QUICK_DETECTORS = ("msp", "max-logit", "energy", "knn")
+_READING = (
+    *("entropy", "gen"),
+    *("react", "dice", "ash", "scale", "vra", "bats", "gradnorm", "nnguide", "fdbd"),
+    "kpca-ood",
+)
+_LOOKING = ("odin",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,8 @@ class Profile:
         corruption_images: for each of the corruptions at each of `severities`.
         severities: 1 to 5.
         ood_images: of each set of unknown inputs.
+        detectors: of unknown inputs, specs of methods of that kind.
+        shifted_images: test images that are corrupted and must still count as known to them; 0 leaves it out.
         attack_images, pgd_steps, pgd_restarts: of the gradient attacks.
         apgd_steps, apgd_targets: of Auto-PGD on what PGD leaves, untargeted and towards so many classes; 0 takes PGD
             on the margin instead.
@@ -59,6 +71,8 @@ class Profile:
     corruption_images: int | None
     severities: tuple[int, ...]
     ood_images: int | None
+    detectors: tuple[str, ...]
+    shifted_images: int | None
     attack_images: int | None
     pgd_steps: int
     pgd_restarts: int
@@ -92,6 +106,8 @@ class Profile:
             least = 0 if field.name in _MAY_BE_LEFT_OUT else 1
             if isinstance(value, int) and value < least:
                 raise UserError(f"profile {self.name}: {field.name} must be at least {least}, got {value}.")
+        if not self.detectors:
+            raise UserError(f"profile {self.name}: detectors must be named, got none.")
         if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
             raise UserError(f"profile {self.name}: severities must be among 1 to 5, got {self.severities}.")
 
@@ -111,6 +127,8 @@ PROFILES: dict[str, Profile] = {
             corruption_images=200,
             severities=(1, 3, 5),
             ood_images=500,
+            detectors=_QUICK_DETECTORS,
+            shifted_images=0,
             attack_images=200,
             pgd_steps=20,
             pgd_restarts=2,
@@ -146,6 +164,8 @@ PROFILES: dict[str, Profile] = {
             corruption_images=1000,
             severities=(1, 2, 3, 4, 5),
             ood_images=2000,
+            detectors=(*_QUICK_DETECTORS, *_READING),
+            shifted_images=1000,
             attack_images=1000,
             pgd_steps=20,
             pgd_restarts=2,
@@ -181,6 +201,8 @@ PROFILES: dict[str, Profile] = {
             corruption_images=None,
             severities=(1, 2, 3, 4, 5),
             ood_images=None,
+            detectors=(*_QUICK_DETECTORS, *_READING, *_LOOKING),
+            shifted_images=5000,
             attack_images=None,
             pgd_steps=50,
             pgd_restarts=3,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import platform
+import shlex
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -93,7 +95,7 @@ def audit(
         warnings.simplefilter("ignore", MixesSamples)  # and this too
         for check in checks:
             ticker.advance(0, check.title)
-            finding, made = _ask(check, subject)
+            finding, made = _ask(check, subject, command)
             findings.append(finding)
             for split, values in made.items():
                 columns.setdefault(split, {}).update(values)
@@ -126,7 +128,7 @@ def audit(
     return result
 
 
-def _ask(check: Check, subject: Subject) -> tuple[Finding, Columns]:
+def _ask(check: Check, subject: Subject, command: str) -> tuple[Finding, Columns]:
     """A check's finding and per-sample columns, from the store if it was asked before."""
     began = time.perf_counter()
     settings = {
@@ -161,10 +163,10 @@ def _ask(check: Check, subject: Subject) -> tuple[Finding, Columns]:
         content, tensors = subject.store.record(f"finding-{check.id}", settings, compute)
     except QueriesSpent as error:  # the others may need fewer, or none; with a larger budget it is asked again
         content, tensors = {"error": str(error)}, {}
-    return _finding(check, content, sorted(tensors), subject.policy), _nested(tensors)
+    return _finding(check, content, sorted(tensors), subject.policy, command), _nested(tensors)
 
 
-def _finding(check: Check, content: dict[str, Any], columns: Sequence[str], policy: Policy) -> Finding:
+def _finding(check: Check, content: dict[str, Any], columns: Sequence[str], policy: Policy, command: str) -> Finding:
     base: dict[str, Any] = {"section": check.section, "check": check.id, "title": check.title}
     if "error" in content:
         return Finding(**base, verdict="not assessed", reason=content["error"])
@@ -189,7 +191,10 @@ def _finding(check: Check, content: dict[str, Any], columns: Sequence[str], poli
             "verdict": verdict,
             "reason": reason,
             "decisions": decisions,
-            "actions": _actions(content["remedies"], decisions, finding, verdict),
+            "actions": [
+                action.model_copy(update={"command": _made_exact(action.command, command)})
+                for action in _actions(content["remedies"], decisions, finding, verdict)
+            ],
             "per_sample": sorted({name.partition("|")[2] for name in columns}),
         }
     )
@@ -215,6 +220,22 @@ def _actions(remedies: list[dict[str, Any]], decisions: list[Decision], finding:
         title = values[name].title or name
         actions.append(Action(text=f"{title}: too uncertain to decide; measure on more data, or by a larger profile."))
     return actions
+
+
+def _made_exact(advised: str | None, audit_command: str) -> str | None:
+    """A command about ``--model MODEL --data DATA`` with the words by which this audit was asked for them."""
+    placeholder = "--model MODEL --data DATA"
+    if not advised or placeholder not in advised or not audit_command:
+        return advised
+    given: dict[str, list[str]] = {}
+    words = shlex.split(audit_command)
+    for option, value in itertools.pairwise(words):
+        given.setdefault(option, []).append(value)
+    if not {"--model", "--data"} <= set(given):
+        return advised
+    named = ("--model", "--weights", "--guard", "--data")
+    own = [word for option in named for value in given.get(option, []) for word in (option, value)]
+    return advised.replace(placeholder, shlex.join(own))
 
 
 def _meets(value: float | None, decision: Decision) -> bool:

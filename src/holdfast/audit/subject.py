@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from holdfast.audit.policy import Policy
 from holdfast.audit.predictions import Attacked, Predictions
 from holdfast.audit.profiles import Profile
 from holdfast.audit.store import Store
-from holdfast.data import Data, Images, corrupt, ood_sets, to_float
+from holdfast.data import CORRUPTIONS, Data, Images, corrupt, ood_sets, to_float
 from holdfast.data.order import fair_order
 from holdfast.errors import UserError, one_of
 from holdfast.evasion import Evasion
@@ -30,14 +30,16 @@ from holdfast.evasion.adaptive import informed
 from holdfast.evasion.autoattack import Unreliable
 from holdfast.evasion.masking import Sign, masking_signs
 from holdfast.models import Features, extract, frozen, only_answers, queryables
+from holdfast.ood import FittedDetector, NetworkDetector, fit_detectors, observe
 from holdfast.run import Run
 
-__all__ = ["PART", "UNKNOWN", "Subject"]
+__all__ = ["PART", "SHIFTED", "UNKNOWN", "Subject"]
 
 PART = 256  # images per part of an attack; fixed, so that resumed audits are cut alike
 ASKED_PART = 64  # of a model whose every answer costs: less is lost by a kill
 ALL_UNKNOWN = 10_000  # images of a set that is drawn, when the profile asks for all there are
 UNKNOWN = "ood/"  # names of splits made of unknown images begin so
+SHIFTED = "shifted"  # the split of corrupted test images
 
 
 class Subject:
@@ -93,6 +95,16 @@ class Subject:
         found = ood_sets(self.data, self.run, count=limit)
         return {name: (kind, images.select(slice(0, limit))) for name, (images, kind) in found.items() if len(images)}
 
+    @functools.cached_property
+    def shifted(self) -> Images:
+        """The first test images, each corrupted in one way; corruptions and severities take turns."""
+        clean = self.first(self.profile.shifted_images)
+        ways = [(name, severity) for severity in self.profile.severities for name in CORRUPTIONS]
+        x = clean.x.clone()
+        for place, (name, severity) in enumerate(ways[: len(clean)]):
+            x[place :: len(ways)] = self.corrupt(clean.x[place :: len(ways)], name, severity)
+        return clean.but(x=x, name=f"{clean.name}, {SHIFTED}")
+
     def has(self, split: str) -> bool:
         """Whether the data have the split."""
         return getattr(self.data, split, None) is not None
@@ -104,15 +116,15 @@ class Subject:
         """
         if split not in self._orders:
             images = self._whole(split)
-            unknown = split.startswith(UNKNOWN)
-            self._orders[split] = None if unknown else fair_order(images, self.run.rng("order", split))
+            made = split == SHIFTED or split.startswith(UNKNOWN)
+            self._orders[split] = None if made else fair_order(images, self.run.rng("order", split))
         return self._orders[split]
 
     def images(self, split: str) -> Images:
         """The images of a split that the profile asks for.
 
         Args:
-            split: ``test``, ``train``, ``val``, or ``ood/`` and the name of a set of unknown images.
+            split: ``test``, ``train``, ``val``, ``shifted``, or ``ood/`` and the name of a set of unknown images.
 
         Raises:
             UserError: the data have no such split.
@@ -139,7 +151,7 @@ class Subject:
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """The positions in the user's data of the images that `images` gives."""
-        count, order = len(self.images(split)), self.order(split)
+        count, order = len(self.images(split)), self.order("test" if split == SHIFTED else split)
         return np.arange(count) if order is None else order[:count].numpy()
 
     def _whole(self, split: str) -> Images:
@@ -148,6 +160,8 @@ class Subject:
             if name not in self.unknown:
                 raise one_of("set of unknown images", name, self.unknown)
             return self.unknown[name][1]
+        if split == SHIFTED:
+            return self.shifted
         if split not in ("test", "train", "val"):
             raise one_of("split", split, ["test", "train", "val"])
         images: Images | None = getattr(self.data, split)
@@ -165,11 +179,46 @@ class Subject:
             found = extract(self.model, images, run=self.run)
             return {"logits": found.logits} | ({} if found.penultimate is None else {"penultimate": found.penultimate})
 
-        settings: dict[str, Any] = {"split": split, "count": len(images)}
-        if split.startswith(UNKNOWN):
-            settings["images"] = images.fingerprint()
-        kept = self.store.tensors("features", settings, compute)
+        kept = self.store.tensors("features", self._which(split), compute)
         return Features(logits=kept["logits"], penultimate=kept.get("penultimate"), y=images.y)
+
+    def detector(self, detector: NetworkDetector) -> FittedDetector:
+        """A detector that looks on, fitted on the training images.
+
+        Raises:
+            UserError: it needs training images and there are none, or it cannot be fitted to this model.
+        """
+        if not detector.needs_fit:
+            return FittedDetector(detector, {})
+        train = self.images("train") if self.has("train") else None
+
+        def compute() -> dict[str, Tensor]:
+            (fitted,) = fit_detectors([detector], self.model, train, run=self.run).values()
+            return dict(fitted.state)
+
+        settings = {"detector": str(detector), **({} if train is None else self._which("train"))}
+        return FittedDetector(detector, self.store.tensors("detector", settings, compute, keep=False))
+
+    def observed(self, split: str, fitted: Mapping[str, FittedDetector]) -> Features:
+        """`features`, and what those of the detectors that look on keep of the images, from one more pass for all."""
+        features = self.features(split)
+        looking = {name: one for name, one in fitted.items() if isinstance(one.method, NetworkDetector)}
+        if not looking:
+            return features
+
+        def compute() -> dict[str, Tensor]:
+            return dict(observe(looking, self.model, self.images(split), run=self.run).observed)
+
+        settings: dict[str, Any] = {**self._which(split), "detectors": [str(one.method) for one in looking.values()]}
+        if any(one.method.needs_fit for one in looking.values()):
+            settings["fitted on"] = self._which("train")
+        return dataclasses.replace(features, observed=self.store.tensors("observed", settings, compute, keep=False))
+
+    def _which(self, split: str) -> dict[str, Any]:
+        """What says which images those of a split are, beside the identity of the data."""
+        images = self.images(split)
+        made = split == SHIFTED or split.startswith(UNKNOWN)
+        return {"split": split, "count": len(images)} | ({"images": images.fingerprint()} if made else {})
 
     def predictions(self, split: str = "test") -> Predictions:
         """The model's answers on a split."""

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options
-from holdfast.cli.options import BatchSize, DataSpec, Device, Json, Model, Quiet, Seed, Weights, print_json, print_table
+from holdfast.cli.options import (
+    BatchSize,
+    DataSpec,
+    Device,
+    Guards,
+    Json,
+    Model,
+    Quiet,
+    Seed,
+    Weights,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from holdfast.data import Images
@@ -21,6 +33,7 @@ def fit_monitor_command(
     model: Model,
     data: DataSpec,
     weights: Weights = None,
+    guard: Guards = None,
     detector: Annotated[
         list[str] | None,
         typer.Option("--detector", help="E.g. `knn`, the default, or `'knn(k=10)'`; see `holdfast list`."),
@@ -70,6 +83,7 @@ def fit_monitor_command(
         raise UserError(f"a monitor holds one detector, got {len(specs)}; `holdfast audit --only ood` compares them.")
     run = options.make_run(seed=seed, device=device, batch_size=batch_size, out=out, quiet=quiet or as_json)
     network, bundle = options.load(model, weights, data, run)
+    network = options.guarded(network, guard)
     chosen: Any = calibrate_on  # `fit_monitor` says what it takes
     monitor = fit_monitor(specs[0], network, bundle, alpha=alarm_rate, delta=delta, calibrate_on=chosen, run=run)
     path = monitor.save(out)
@@ -103,6 +117,7 @@ def score_command(
         ),
     ],
     weights: Weights = None,
+    guard: Guards = None,
     split: Annotated[str, typer.Option("--split", help="Of a data set: `test`, `val`, `train`.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A `.parquet` file for score, p-value and alarm of each image.")
@@ -136,7 +151,7 @@ def score_command(
     run = options.make_run(seed=0, device=device, batch_size=batch_size, out=None, quiet=quiet or as_json)
     settings = monitor_settings(monitor)
     network = load_model(model, weights=weights, num_classes=settings.num_classes, image_shape=settings.image_shape)
-    loaded = OODMonitor.load(monitor, network, run=run)
+    loaded = OODMonitor.load(monitor, options.guarded(network, guard), run=run)
     images = read_unlabelled(data, shape=settings.image_shape, split=split, run=run)
     reading = loaded(images)
     table = reading.table(images)

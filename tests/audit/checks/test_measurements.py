@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from patterns_task import TINY, Linear, split
@@ -10,6 +11,7 @@ from torch import nn
 from holdfast import stats
 from holdfast.audit import audit
 from holdfast.data import Data, corrupt, to_float
+from holdfast.ood import fit_detectors, score_detectors
 
 
 def finding(model, data, run, check, **policy):
@@ -245,30 +247,112 @@ def test_the_security_curve_falls_and_ends_where_pgd_ends(model, data, run):
     )
 
 
+OOD = {"near ones": split("n", 30, seed=50, noise=0.8), "strange": split("s", 30, noise=3.0, seed=51)}
+
+
+def rows(result, split, *columns):
+    """Columns of the per-sample table, of one split."""
+    table = result.samples.filter(pc.equal(result.samples["split"], split))
+    return [table[f"ood.{column}"].to_numpy() for column in columns]
+
+
 def test_unknown_images_are_judged_by_set_and_kind(model, data, run):
-    own = data.but(ood={"near ones": split("n", 30, seed=50, noise=0.8), "strange": split("s", 30, noise=3.0, seed=51)})
-    result = audit(model, own, profile=TINY, run=run, only=["ood"])
+    result = audit(model, data.but(ood=OOD), profile=TINY, run=run, only=["ood"])
     found = result.finding("ood")
     m = metrics(found)
-    assert {"near-auroc", "far-auroc", "auroc/msp/near ones", "fpr95-id/energy/strange"} <= set(m)
     best = found.settings["verdict by"].split(",")[0]
+    assert {"near-auroc", "far-auroc", "auroc/msp/near ones", f"fpr95-id/{best}/strange"} <= set(m)
     assert m["near-auroc"].value == pytest.approx(m[f"auroc/{best}/near ones"].value)
-    scores = {
-        s: np.array(
-            [
-                v.as_py()
-                for v, w in zip(result.samples["ood.msp"], result.samples["split"], strict=True)
-                if w.as_py() == s
-            ]
-        )
-        for s in ("test", "ood/strange")
-    }
-    assert m["auroc/msp/strange"].value == pytest.approx(stats.auroc(scores["test"], scores["ood/strange"]), abs=1e-6)
+    known, judges = rows(result, "test", "msp", "judging")
+    strange, judges_strange = rows(result, "ood/strange", "msp", "judging")
+    expected = stats.auroc(known[judges], strange[judges_strange])
+    assert m["auroc/msp/strange"].value == pytest.approx(expected, abs=1e-6)
+    assert (judges.sum(), judges_strange.sum()) == (80, 15)
+
+
+def test_the_detector_is_chosen_by_the_images_that_do_not_judge_it(model, data, run):
+    result = audit(model, data.but(ood=OOD), profile=TINY, run=run, only=["ood"])
+    found = result.finding("ood")
+    sets = list(found.settings["unknown"])
+    kinds = [kind.rpartition("(")[2] for kind in found.settings["unknown"].values()]
+    weights = np.array([1 / kinds.count(kind) for kind in kinds])
+    means = {}
+    for name in found.settings["detectors"]:
+        known, judges = rows(result, "test", name, "judging")
+        unknown = [rows(result, f"ood/{s}", name, "judging") for s in sets]
+        means[name] = weights @ [stats.auroc(known[~judges], u[~j]) for u, j in unknown]
+    assert found.settings["verdict by"].startswith(f"{max(means, key=means.get)}, ")
+
+
+def test_sets_too_small_to_halve_choose_and_judge_and_it_is_said(model, data, run):
+    few = {"near few": OOD["near ones"].select(slice(0, 10))}
+    result = audit(model, data.but(ood=few), profile=TINY, run=run, only=["ood"])
+    assert any("chosen on the sets it is judged on" in text for text in result.finding("ood").limitations)
+    assert rows(result, "ood/near few", "judging")[0].all()
+    halved = audit(model, data.but(ood=OOD), profile=TINY, run=run, only=["ood"]).finding("ood")
+    assert not any("chosen on the sets" in text for text in halved.limitations)
+
+
+def test_the_ranking_marks_what_may_be_chance(model, data, run):
+    profile = dataclasses.replace(TINY, detectors=("msp", "energy", "energy(temperature=1.0001)", "knn"), resamples=300)
+    found = audit(model, data.but(ood=OOD), profile=profile, run=run, only=["ood"]).finding("ood")
+    table = next(f for f in found.figures if f.title == "Ranking of detectors")
+    ranked = {row[0]: row for row in table.rows}
+    best = found.settings["verdict by"].split(",")[0]
+    assert ranked[best][-2:] == ["chosen", ""]
+    assert [row[1] for row in table.rows] == sorted((row[1] for row in table.rows), reverse=True)
+    twin = {"energy": "energy(temperature=1.0001)", "energy(temperature=1.0001)": "energy"}.get(best)
+    assert twin is None or ranked[twin][-1] == "yes"
+
+
+def test_corrupted_images_count_as_known_in_the_full_spectrum(model, data, run):
+    result = audit(model, data.but(ood=OOD), profile=TINY, run=run, only=["ood"])
+    found = result.finding("ood")
+    m, best = metrics(found), found.settings["verdict by"].split(",")[0]
+    known, judges = rows(result, "test", best, "judging")
+    shifted, judges_shifted = rows(result, "shifted", best, "judging")
+    assert np.array_equal(judges[:24], judges_shifted)
+    kinds = {"near": [], "far": []}
+    for s, kind in found.settings["unknown"].items():
+        u, j = rows(result, f"ood/{s}", best, "judging")
+        parts = [stats.auroc(known[judges], u[j]), stats.auroc(shifted[judges_shifted], u[j])]
+        kinds[kind.rpartition("(")[2][:-1]].append(np.mean(parts))
+    expected = np.mean([np.mean(values) for values in kinds.values()])
+    assert m["full-spectrum-auroc"].value == pytest.approx(expected, abs=1e-6)
+    table = result.samples.filter(pc.equal(result.samples["split"], "shifted"))
+    assert table["label"].to_pylist() == data.test.y[:24].tolist()
+    without = dataclasses.replace(TINY, shifted_images=0)
+    found = audit(model, data.but(ood=OOD), profile=without, run=run, only=["ood"]).finding("ood")
+    assert "full-spectrum-auroc" not in metrics(found)
+
+
+def test_detectors_that_look_on_score_as_they_do_alone_and_from_the_store(model, data, run, tmp_path):
+    profile = dataclasses.replace(TINY, detectors=("msp", "odin"), shifted_images=0)
+    own = data.but(ood=OOD)
+    first, again = (audit(model, own, profile=profile, run=run.but(out=tmp_path), only=["ood"]) for _ in range(2))
+    assert first.finding("ood").settings["detectors"] == ["msp", "odin"]
+    fitted = fit_detectors(["odin"], model, None, run=run)
+    alone = score_detectors(fitted, model, OOD["strange"], run=run)["odin"]
+    assert rows(first, "ood/strange", "odin")[0] == pytest.approx(alone.numpy(), rel=1e-5)
+    assert again.samples.equals(first.samples)
+
+
+def test_the_remedy_fits_a_monitor_to_this_model_on_these_data(data, run):
+    weak = Linear(0.05)
+    asked = "holdfast audit --model 'my model.py:make' --weights w.safetensors --data d/ --profile quick"
+    own = data.but(ood={"near ones": split("n", 60, seed=50)})  # more of the same: none can tell them apart
+    found = audit(weak, own, profile=TINY, run=run, only=["ood"], command=asked).finding("ood")
+    command = next(a.command for a in found.actions if a.command)
+    assert command.startswith(
+        "holdfast ood fit --model 'my model.py:make' --weights w.safetensors --data d/ --detector "
+    )
+    unasked = audit(weak, own, profile=TINY, run=run, only=["ood"]).finding("ood")
+    assert "--model MODEL --data DATA" in next(a.command for a in unasked.actions if a.command)
 
 
 def test_no_near_set_is_said_and_does_not_pass(model, data, run):
     found = finding(model, data, run, "ood")
-    assert "There is no near set for these data." in found.limitations
+    assert any("There is no near set for these data" in text for text in found.limitations)
     assert "near-auroc" not in metrics(found)
 
 

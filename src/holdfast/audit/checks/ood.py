@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from holdfast import catalog, stats
 from holdfast.audit.check import Answer, Check, Remedy
-from holdfast.audit.findings import Action, Chart, Gallery, Metric, Series, Table
+from holdfast.audit.findings import Action, Chart, Figure, Gallery, Metric, Series, Table
 from holdfast.audit.numbers import quantity
 from holdfast.audit.pictures import picture
-from holdfast.audit.subject import UNKNOWN, Subject
+from holdfast.audit.subject import SHIFTED, UNKNOWN, Subject
 from holdfast.data import to_float
 from holdfast.errors import UserError
+from holdfast.methods import Detector
 from holdfast.models import classifier_head, frozen
-from holdfast.ood import FittedDetector, Separation, fit_on_features, separation
+from holdfast.ood import (
+    Comparison,
+    FittedDetector,
+    NetworkDetector,
+    Separation,
+    compare_detectors,
+    fit_on_features,
+    observe,
+)
 
 __all__ = ["UnknownInputs"]
 
-Scores = dict[str, dict[str, NDArray[np.float64]]]
-Results = dict[str, dict[str, Separation]]
+Floats = NDArray[np.float64]
+Scores = Mapping[str, Mapping[str, Floats]]  # by detector, then by split
+Halves = Mapping[str, NDArray[np.bool_]]  # by split, the images that judge
+Kinds = Mapping[str, str]  # near or far, by set
+
+_RESAMPLES = 500
+_FEWEST = 20  # images of a set that can be halved
+_DRAWN = 6  # detectors that a bar chart can show
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownInputs(Check):
     """Every detector on every set of unknown images, near and far.
 
-    The verdict goes by the detector with the best mean AUROC over all sets.
+    One half of the images chooses the detector by which the verdict goes: that with the best mean AUROC, near and far
+    sets counting alike. All figures are of the other half.
 
     Args:
-        detectors: specs of methods of kind detector.
+        detectors: specs of methods of kind detector; none: those of the profile.
     """
 
     id = "ood"
@@ -40,47 +60,50 @@ class UnknownInputs(Check):
     question = "Does it notice inputs that belong to none of its classes?"
     needs = ("scores",)
 
-    detectors: tuple[str, ...] = ("msp", "max-logit", "energy", "knn")
+    detectors: tuple[str, ...] = ()
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
         if not subject.unknown:
             raise UserError("There are no images of other kinds to compare with; give some as data.ood.")
         fitted, skipped = self._fitted(subject)
-        sets = {name: kind for name, (kind, _) in subject.unknown.items()}
-        scores: Scores = {
-            name: {
-                "test": detector.score(subject.features("test")).numpy(),
-                **{s: detector.score(subject.features(f"{UNKNOWN}{s}")).numpy() for s in sets},
-            }
-            for name, detector in fitted.items()
-        }
-        rng = subject.run.numpy_rng("ood")
-        results: Results = {
-            name: {
-                s: separation(by["test"], by[s], rng=rng, resamples=min(500, subject.profile.resamples)) for s in sets
-            }
-            for name, by in scores.items()
-        }
-        best = max(results, key=lambda name: float(np.mean([r.auroc for r in results[name].values()])))
+        kinds = {name: kind for name, (kind, _) in subject.unknown.items()}
+        shifted = subject.profile.shifted_images != 0
+        scores = _scores(subject, fitted, ["test", *(f"{UNKNOWN}{s}" for s in kinds), *([SHIFTED] if shifted else [])])
+        judging, halved = _halves(subject, scores)
+        weights = {s: 1 / list(kinds.values()).count(kind) for s, kind in kinds.items()}
+        best = _chosen(scores, judging, weights, halved)
+        judged = {d: {split: values[judging[split]] for split, values in by.items()} for d, by in scores.items()}
+        comparison = compare_detectors(
+            {d: by["test"] for d, by in judged.items()},
+            {s: {d: by[f"{UNKNOWN}{s}"] for d, by in judged.items()} for s in kinds},
+            weights=weights,
+            reference=best,
+            rng=subject.run.numpy_rng("ood"),
+            resamples=min(_RESAMPLES, subject.profile.resamples),
+        )
+        spectrum = {d: _full_spectrum(by, comparison.separations[d], weights) for d, by in judged.items() if shifted}
         return Answer(
             metrics=[
-                *(m for kind in ("far", "near") for m in _summary(kind, best, results[best], sets)),
-                *_each(results, sets),
+                *(m for kind in ("far", "near") for m in _summary(kind, best, comparison.separations[best], kinds)),
+                *([_spectrum_metric(best, spectrum[best], judged[best])] if shifted else []),
+                *_each(comparison, kinds, best),
             ],
             figures=[
-                _bars(results, sets),
-                _histogram(best, scores[best], sets),
-                _table(results, sets),
-                *_gallery(subject, best, scores[best], sets),
+                _auroc_chart(comparison, kinds),
+                _histogram(best, scores[best], kinds),
+                _ranking(comparison, kinds, best, {d: value for d, (value, _, _) in spectrum.items()}),
+                _table(comparison, kinds),
+                *_gallery(subject, best, scores[best], kinds),
             ],
             remedies=[
                 Remedy(
                     Action(
-                        text=f"Score inputs with {best}, the best of those tried here, and turn away what scores above "
-                        "the 95th percentile of known images.",
+                        text=f"Let a monitor turn away inputs that {best}, the best of those tried here, finds "
+                        "strange; its alarm keeps to the rate of false alarms that you choose.",
                         method=best.partition("(")[0],
-                        command=f"holdfast show {best.partition('(')[0]}",
+                        command=f"holdfast ood fit --model MODEL --data DATA --detector {shlex.quote(best)} "
+                        "--alarm-rate 0.05 --out monitor",
                     )
                 )
             ],
@@ -88,15 +111,19 @@ class UnknownInputs(Check):
                 "known": f"{len(subject.test)} test images",
                 "unknown": {s: f"{len(images)} images ({kind})" for s, (kind, images) in subject.unknown.items()},
                 "detectors": list(fitted),
-                "verdict by": f"{best}, best mean AUROC over all sets",
-            },
+                "verdict by": f"{best}, best mean AUROC, near and far sets counting alike",
+                "halves": "one half of each set chose the detector, all figures are of the other"
+                if halved
+                else "a set is too small to be halved: the detector is judged on the images that chose it",
+            }
+            | ({"corrupted": f"{len(subject.shifted)} test images, each in one way"} if shifted else {}),
             limitations=[
-                "The detector was chosen on the sets it is judged on, among a few; that flatters it slightly.",
+                *([] if halved else ["The detector was chosen on the sets it is judged on; that flatters it."]),
                 "A set that is told apart says nothing about the next one: unknown inputs have no end.",
-                *(f"There is no {kind} set for these data." for kind in ("near", "far") if kind not in sets.values()),
+                *(_MISSING[kind] for kind in ("near", "far") if kind not in kinds.values()),
                 *skipped,
             ],
-            samples=_samples(scores, sets),
+            samples=_samples(scores, judging),
         )
 
     def _fitted(self, subject: Subject) -> tuple[dict[str, FittedDetector], list[str]]:
@@ -104,14 +131,18 @@ class UnknownInputs(Check):
         train = subject.features("train") if subject.has("train") else None
         with frozen(subject.model, device=subject.run.torch_device):
             head = classifier_head(subject.model, to_float(subject.test.x[:2]).to(subject.run.torch_device))
+        two = subject.features("test").select(slice(0, 2))
         fitted: dict[str, FittedDetector] = {}
         skipped = []
-        for spec in self.detectors:
+        for spec in self.detectors or subject.profile.detectors:
+            method = catalog.build(spec, kind=Detector)
             try:
-                found = fit_on_features([spec], train, head)
-                for detector in found.values():
-                    detector.score(subject.features("test").select(slice(0, 2)))
-                fitted |= found
+                if isinstance(method, NetworkDetector):
+                    detector = _looking(method, subject, head)
+                else:
+                    (detector,) = fit_on_features([method], train, head).values()
+                    detector.score(two)
+                fitted[str(method)] = detector
             except UserError as error:
                 skipped.append(f"Left out: {error}")
         if not fitted:
@@ -119,9 +150,89 @@ class UnknownInputs(Check):
         return fitted, skipped
 
 
-def _summary(kind: str, best: str, results: dict[str, Separation], sets: dict[str, str]) -> list[Metric]:
+_MISSING = {
+    "near": "There is no near set for these data: pictures of things like the classes, which are none of them, would "
+    "make one, in a folder ood/near-NAME beside the data.",
+    "far": "There is no far set for these data.",
+}
+
+
+def _looking(method: NetworkDetector, subject: Subject, head: nn.Linear | None) -> FittedDetector:
+    """A detector that looks on, fitted, and tried on two images."""
+    if subject.only_answers:
+        raise UserError(f"{method} looks inside the model, which only answers.")
+    fitted = subject.detector(method)
+    two = subject.test.select(slice(0, 2))
+    fitted.score(observe({"it": fitted}, subject.model, two, run=subject.run))
+    return fitted
+
+
+def _scores(subject: Subject, fitted: Mapping[str, FittedDetector], splits: list[str]) -> dict[str, dict[str, Floats]]:
+    scores: dict[str, dict[str, Floats]] = {name: {} for name in fitted}
+    for split in splits:
+        features = subject.observed(split, fitted)
+        for name, detector in fitted.items():
+            scores[name][split] = detector.score(features).numpy()
+    return scores
+
+
+def _halves(subject: Subject, scores: Scores) -> tuple[Halves, bool]:
+    """The images of each split that judge, and whether the others choose; all of them where a split is too small."""
+    lengths = {split: len(values) for split, values in next(iter(scores.values())).items()}
+    if min(lengths.values()) < _FEWEST:
+        return {split: np.ones(n, dtype=bool) for split, n in lengths.items()}, False
+    rng = subject.run.numpy_rng("ood", "halves")
+    judging = {split: rng.permutation(n) % 2 == 0 for split, n in lengths.items()}
+    if SHIFTED in judging:  # a corrupted image goes where the clean one goes
+        judging[SHIFTED] = judging["test"][: lengths[SHIFTED]]
+    return judging, True
+
+
+def _chosen(scores: Scores, judging: Halves, weights: Mapping[str, float], halved: bool) -> str:
+    """The detector with the best mean AUROC on the images that choose."""
+    choosing = {split: ~judges if halved else judges for split, judges in judging.items()}
+
+    def mean(name: str) -> float:
+        known = scores[name]["test"][choosing["test"]]
+        unknown = {s: scores[name][f"{UNKNOWN}{s}"][choosing[f"{UNKNOWN}{s}"]] for s in weights}
+        return sum(weights[s] * stats.auroc(known, values) for s, values in unknown.items())
+
+    return max(scores, key=mean)
+
+
+def _full_spectrum(
+    by_split: Mapping[str, Floats], clean: Mapping[str, Separation], weights: Mapping[str, float]
+) -> tuple[float, float, float]:
+    """The mean AUROC over sets when half of the known images are corrupted, with an interval that is wide enough.
+
+    An AUROC is linear in the distribution of the known images: that of a mixture is the mean of those of its parts.
+    """
+    ends = np.zeros(3)
+    for s, weight in weights.items():
+        pair = by_split[SHIFTED], by_split[f"{UNKNOWN}{s}"]
+        hard = np.array([stats.auroc(*pair), *stats.auroc_interval(*pair)])
+        easy = np.array([clean[s].auroc, *clean[s].intervals["auroc"]])
+        ends += weight / sum(weights.values()) * (hard + easy) / 2
+    value, low, high = ends.tolist()
+    return value, low, high
+
+
+def _spectrum_metric(best: str, found: tuple[float, float, float], by_split: Mapping[str, Floats]) -> Metric:
+    value, low, high = found
+    return Metric(
+        name="full-spectrum-auroc",
+        value=value,
+        low=low,
+        high=high,
+        n=sum(map(len, by_split.values())),
+        better="higher",
+        title=f"Mean AUROC when half of the known images are corrupted (by {best})",
+    )
+
+
+def _summary(kind: str, best: str, results: Mapping[str, Separation], kinds: Kinds) -> list[Metric]:
     """The mean AUROC over the sets of a kind; the mean of their intervals is wide enough however they correlate."""
-    of_kind = [results[s] for s in sets if sets[s] == kind]
+    of_kind = [results[s] for s in kinds if kinds[s] == kind]
     if not of_kind:
         return []
     return [
@@ -137,30 +248,45 @@ def _summary(kind: str, best: str, results: dict[str, Separation], sets: dict[st
     ]
 
 
-def _each(results: Results, sets: dict[str, str]) -> list[Metric]:
-    kinds: tuple[tuple[str, str, Any, Any], ...] = (
+def _each(comparison: Comparison, kinds: Kinds, best: str) -> list[Metric]:
+    """The AUROC of every detector on every set; of the chosen one also both readings of FPR95."""
+    fields: tuple[tuple[str, str, Any, Any], ...] = (
         ("auroc", "AUROC", "value", "higher"),
         ("fpr95_id", "Unknown images accepted when 95 % of the known are,", "rate", "lower"),
         ("fpr95_ood", "Known images flagged when 95 % of the unknown are,", "rate", "lower"),
     )
     return [
         Metric(
-            name=f"{field.replace('_', '-')}/{name}/{s}",
+            name=f"{field.replace('_', '-')}/{standing.name}/{s}",
             value=getattr(result, field),
             low=result.intervals[field][0],
             high=result.intervals[field][1],
             n=result.n_in + result.n_out,
             unit=unit,
             better=better,
-            title=f"{title} {name} on {s} ({sets[s]})",
+            title=f"{title} {standing.name} on {s} ({kinds[s]})",
         )
-        for name, by_set in results.items()
-        for s, result in by_set.items()
-        for field, title, unit, better in kinds
+        for standing in comparison.ranking
+        for s, result in comparison.separations[standing.name].items()
+        for field, title, unit, better in (fields if standing.name == best else fields[:1])
     ]
 
 
-def _bars(results: Results, sets: dict[str, str]) -> Chart:
+def _auroc_chart(comparison: Comparison, kinds: Kinds) -> Chart:
+    """The AUROC of every detector on every set: bars, or a map where they are many."""
+    by_detector = [(standing.name, comparison.separations[standing.name]) for standing in comparison.ranking]
+    if len(by_detector) > _DRAWN:
+        return Chart(
+            kind="heatmap",
+            title="AUROC by detector and set",
+            x_label="set",
+            y_label="detector, the best mean first",
+            series=[
+                Series(name=name, x=[f"{s} ({kind})" for s, kind in kinds.items()], y=[by_set[s].auroc for s in kinds])
+                for name, by_set in by_detector
+            ],
+            y_range=(0.5, 1),
+        )
     return Chart(
         kind="bar",
         title="AUROC by set and detector",
@@ -168,12 +294,12 @@ def _bars(results: Results, sets: dict[str, str]) -> Chart:
         series=[
             Series(
                 name=name,
-                x=[f"{s} ({kind})" for s, kind in sets.items()],
-                y=[by_set[s].auroc for s in sets],
-                low=[by_set[s].intervals["auroc"][0] for s in sets],
-                high=[by_set[s].intervals["auroc"][1] for s in sets],
+                x=[f"{s} ({kind})" for s, kind in kinds.items()],
+                y=[by_set[s].auroc for s in kinds],
+                low=[by_set[s].intervals["auroc"][0] for s in kinds],
+                high=[by_set[s].intervals["auroc"][1] for s in kinds],
             )
-            for name, by_set in results.items()
+            for name, by_set in by_detector
         ],
         y_range=(0, 1),
         level=0.5,
@@ -181,12 +307,14 @@ def _bars(results: Results, sets: dict[str, str]) -> Chart:
     )
 
 
-def _histogram(best: str, scores: dict[str, NDArray[np.float64]], sets: dict[str, str]) -> Chart:
+def _histogram(best: str, scores: Mapping[str, Floats], kinds: Kinds) -> Chart:
     groups = {"known": scores["test"]}
     for kind in ("near", "far"):
-        of_kind = [scores[s] for s in sets if sets[s] == kind]
+        of_kind = [scores[f"{UNKNOWN}{s}"] for s in kinds if kinds[s] == kind]
         if of_kind:
             groups[f"unknown, {kind}"] = np.concatenate(of_kind)
+    if SHIFTED in scores:
+        groups["known, corrupted"] = scores[SHIFTED]
     low, high = np.quantile(np.concatenate(list(groups.values())), [0.001, 0.999])
     edges = np.linspace(low, high if high > low else low + 1, 41)
     series = []
@@ -203,14 +331,43 @@ def _histogram(best: str, scores: dict[str, NDArray[np.float64]], sets: dict[str
     )
 
 
-def _table(results: Results, sets: dict[str, str]) -> Table:
+def _ranking(comparison: Comparison, kinds: Kinds, best: str, spectrum: Mapping[str, float]) -> Table:
+    rows: list[list[str | float | int | None]] = []
+    for standing in comparison.ranking:
+        by_set = comparison.separations[standing.name]
+        means = [_mean([by_set[s].auroc for s in kinds if kinds[s] == kind]) for kind in ("near", "far")]
+        said = "chosen" if standing.name == best else f"{standing.interval[0]:+.4f} to {standing.interval[1]:+.4f}"
+        tie = "" if standing.name == best else ("yes" if standing.tied else "no")
+        full = [spectrum[standing.name]] if spectrum else []
+        rows.append([standing.name, standing.auroc, *means, *full, said, tie])
+    return Table(
+        title="Ranking of detectors",
+        columns=[
+            "detector",
+            "mean AUROC",
+            "near",
+            "far",
+            *(["half of the known corrupted"] if spectrum else []),
+            f"behind {best}, 95 % interval",
+            "may be chance",
+        ],
+        rows=rows,
+        caption="Near and far sets count alike. The differences are paired over images: all detectors saw the same.",
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _table(comparison: Comparison, kinds: Kinds) -> Table:
     rows: list[list[str | float | int | None]] = [
-        [name, s, sets[s], r.n_out, r.auroc, r.aupr_out, r.aupr_in, r.fpr95_id, r.fpr95_ood]
-        for name, by_set in results.items()
-        for s, r in by_set.items()
+        [standing.name, s, kinds[s], r.n_out, r.auroc, r.aupr_out, r.aupr_in, r.fpr95_id, r.fpr95_ood]
+        for standing in comparison.ranking
+        for s, r in comparison.separations[standing.name].items()
     ]
     return Table(
-        title="Detectors",
+        title="Detectors by set",
         columns=[
             "detector",
             "set",
@@ -228,37 +385,34 @@ def _table(results: Results, sets: dict[str, str]) -> Table:
     )
 
 
-def _gallery(
-    subject: Subject, best: str, scores: dict[str, NDArray[np.float64]], sets: dict[str, str]
-) -> list[Gallery]:
+def _gallery(subject: Subject, best: str, scores: Mapping[str, Floats], kinds: Kinds) -> list[Figure]:
     """The unknown images that look most normal, the sets taking turns."""
     classes, groups = subject.data.classes, []
-    order = {s: np.argsort(scores[s], kind="stable") for s in sets}
+    order = {s: np.argsort(scores[f"{UNKNOWN}{s}"], kind="stable") for s in kinds}
     for turn in range(subject.profile.gallery):
-        s = list(sets)[turn % len(sets)]
-        place = turn // len(sets)
+        s = list(kinds)[turn % len(kinds)]
+        place = turn // len(kinds)
         if place >= len(order[s]):
             continue
         i = int(order[s][place])
         seen = subject.predictions(f"{UNKNOWN}{s}")
-        known_below = float((scores["test"] <= scores[s][i]).mean())
+        known_below = float((scores["test"] <= scores[f"{UNKNOWN}{s}"][i]).mean())
         groups.append(
             [
                 picture(
                     subject.images(f"{UNKNOWN}{s}").x[i],
                     f"{classes[seen.label[i]]}, {quantity(float(seen.confidence[i]), 'rate')}",
-                    f"{s} ({sets[s]}); {quantity(1 - known_below, 'rate')} of known images score as more unusual",
+                    f"{s} ({kinds[s]}); {quantity(1 - known_below, 'rate')} of known images score as more unusual",
                 )
             ]
         )
     return [Gallery(title="Unknown images scored as normal", groups=groups, caption=f"By {best}.")]
 
 
-def _samples(scores: Scores, sets: dict[str, str]) -> dict[str, dict[str, NDArray[np.float32]]]:
-    samples: dict[str, dict[str, NDArray[np.float32]]] = {"test": {}, **{f"{UNKNOWN}{s}": {} for s in sets}}
-    for name, by in scores.items():
+def _samples(scores: Scores, judging: Halves) -> dict[str, dict[str, NDArray[Any]]]:
+    samples: dict[str, dict[str, NDArray[Any]]] = {split: {"judging": judges} for split, judges in judging.items()}
+    for name, by_split in scores.items():
         column = name.replace("(", " ").replace(")", "").strip()
-        samples["test"][column] = by["test"].astype(np.float32)
-        for s in sets:
-            samples[f"{UNKNOWN}{s}"][column] = by[s].astype(np.float32)
+        for split, values in by_split.items():
+            samples[split][column] = values.astype(np.float32)
     return samples
