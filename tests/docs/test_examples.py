@@ -23,7 +23,16 @@ from holdfast.proofs import proof, proofs
 
 BLOCK = re.compile(r'^( *)```(\w+)(?: title="([^"]+)")?\n(.*?)^\1```', re.DOTALL | re.MULTILINE)
 # Pages whose commands are run, not only read; the others name files of the reader's.
-PLAYED = ("index.md", "tutorial.md", "policy.md", "concepts.md", "exit-codes.md", "proofs.md", "robustness.md")
+PLAYED = (
+    "index.md",
+    "tutorial.md",
+    "policy.md",
+    "concepts.md",
+    "exit-codes.md",
+    "ood.md",
+    "proofs.md",
+    "robustness.md",
+)
 
 
 def blocks(page):
@@ -99,7 +108,7 @@ def play(page, folder, *, with_commands):
 
 
 PAGES = (
-    "adding-a-check.md", "adding-a-method.md", "concepts.md", "deployed.md", "exit-codes.md", "index.md", "policy.md",
+    "adding-a-check.md", "adding-a-method.md", "concepts.md", "deployed.md", "exit-codes.md", "index.md", "ood.md", "policy.md",
     "proofs.md", "robustness.md", "tutorial.md",
 )  # fmt: skip
 
