@@ -262,7 +262,7 @@ def classifier_head(model: nn.Module, example: Float[Tensor, "n c h w"] | None =
     if example is not None:
         with frozen(model):
             return _producer(model, example)
-    for guess in _examples(model):
+    for guess in examples(model):
         try:
             with frozen(model):
                 return _producer(model, guess)
@@ -289,7 +289,8 @@ def _producer(model: nn.Module, example: Tensor) -> nn.Linear | None:
     return None
 
 
-def _examples(model: nn.Module) -> Iterator[Tensor]:
+def examples(model: nn.Module) -> Iterator[Float[Tensor, "2 c h w"]]:
+    """Blank images, two at a time, in the shape the model was built for, or in shapes guessed from its first layer."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     shape = getattr(model, "image_shape", None)
     if shape is not None:
