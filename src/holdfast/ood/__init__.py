@@ -19,10 +19,12 @@ from holdfast.ood.fdbd import FDBD
 from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.gen import GEN
 from holdfast.ood.gradnorm import GradNorm
+from holdfast.ood.klm import KLMatching
 from holdfast.ood.knn import KNN
 from holdfast.ood.kpca_cogau import KernelPCACoGau
 from holdfast.ood.kpca_ood import KernelPCAOOD
 from holdfast.ood.logit_norm import LogitNorm
+from holdfast.ood.mahalanobis import Mahalanobis
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.mode_ensemble import ModeEnsemble
 from holdfast.ood.modes import Modes, Spread, modes_of, spread
@@ -31,10 +33,15 @@ from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
 from holdfast.ood.nnguide import NNGuide
 from holdfast.ood.odin import ODIN
+from holdfast.ood.openmax import OpenMax
 from holdfast.ood.outlier_exposure import OutlierExposure
 from holdfast.ood.pascl import PASCL
+from holdfast.ood.pca_residual import PCAResidual
 from holdfast.ood.react import ReAct
+from holdfast.ood.relative_mahalanobis import RelativeMahalanobis
 from holdfast.ood.scale import SCALE
+from holdfast.ood.she import SHE
+from holdfast.ood.vim import ViM
 from holdfast.ood.vra import VRA
 
 __all__ = [
@@ -49,6 +56,7 @@ __all__ = [
     "ODIN",
     "PASCL",
     "SCALE",
+    "SHE",
     "VRA",
     "Comparison",
     "ConformalAlarm",
@@ -57,9 +65,11 @@ __all__ = [
     "Entropy",
     "FittedDetector",
     "GradNorm",
+    "KLMatching",
     "KernelPCACoGau",
     "KernelPCAOOD",
     "LogitNorm",
+    "Mahalanobis",
     "MaxLogit",
     "ModeEnsemble",
     "Modes",
@@ -67,13 +77,17 @@ __all__ = [
     "NNGuide",
     "NetworkDetector",
     "OODMonitor",
+    "OpenMax",
     "OutlierExposure",
+    "PCAResidual",
     "ReAct",
     "Reading",
+    "RelativeMahalanobis",
     "Separation",
     "Spread",
     "Standing",
     "TwoBranches",
+    "ViM",
     "compare_detectors",
     "conformal_alarm",
     "energy_margins",
