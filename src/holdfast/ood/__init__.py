@@ -19,6 +19,7 @@ from holdfast.ood.fdbd import FDBD
 from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.gen import GEN
 from holdfast.ood.gradnorm import GradNorm
+from holdfast.ood.gram import Gram
 from holdfast.ood.klm import KLMatching
 from holdfast.ood.knn import KNN
 from holdfast.ood.kpca_cogau import KernelPCACoGau
@@ -37,6 +38,7 @@ from holdfast.ood.openmax import OpenMax
 from holdfast.ood.outlier_exposure import OutlierExposure
 from holdfast.ood.pascl import PASCL
 from holdfast.ood.pca_residual import PCAResidual
+from holdfast.ood.rankfeat import RankFeat
 from holdfast.ood.react import ReAct
 from holdfast.ood.relative_mahalanobis import RelativeMahalanobis
 from holdfast.ood.scale import SCALE
@@ -65,6 +67,7 @@ __all__ = [
     "Entropy",
     "FittedDetector",
     "GradNorm",
+    "Gram",
     "KLMatching",
     "KernelPCACoGau",
     "KernelPCAOOD",
@@ -80,6 +83,7 @@ __all__ = [
     "OpenMax",
     "OutlierExposure",
     "PCAResidual",
+    "RankFeat",
     "ReAct",
     "Reading",
     "RelativeMahalanobis",
