@@ -155,3 +155,14 @@ def test_a_radius_beyond_the_box_is_refused():
     with pytest.raises(UserError, match=r"fab: eps must be a number in .* got 8. Did you mean 8/255"):
         FAB(eps=8)
     FAB(eps=8, norm="l2")
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_parts_that_a_step_is_done_in_do_not_matter(network, norm, targets, monkeypatch):
+    model, x, y = network
+    attack = FAB(norm=norm, steps=4, targets=targets)
+    expected = attack.run(model, x, y, run=Run(device="cpu"))
+    monkeypatch.setattr("holdfast.evasion.pool._CACHEABLE", 3 * x[0].numel())
+    apart = attack.run(model, x, y, run=Run(device="cpu"))
+    assert torch.equal(apart.x_adv, expected.x_adv)

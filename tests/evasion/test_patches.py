@@ -3,7 +3,7 @@ import torch
 
 from holdfast.evasion import Square
 from holdfast.evasion.balls import distance
-from holdfast.evasion.patches import Bumps, bump
+from holdfast.evasion.patches import Bumps, Squares, bump, squares
 from holdfast.models import build_model
 from holdfast.run import Run, content_keys
 
@@ -117,3 +117,33 @@ def test_more_queries_find_more_and_noise_finds_less(norm):
     assert (found[1] >= found[0]).all()
     assert (found[2] >= found[1]).all()
     assert found[2].sum() > found[0].sum()
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_squares_of_different_sizes_are_set_to_the_bounds_and_nothing_else_is(layout):
+    x0 = images(9).contiguous(memory_format=layout)
+    proposals = Squares(0.1, "linf", 7, torch.tensor([9, 9, 4, 1]))
+    state = {"x0": x0, "best": x0.clone(), "key": content_keys(x0), "step": torch.arange(9) % 4 + 1}
+    proposals.begin(state)
+    kept = state["best"].clone()
+    numbers = torch.rand(9, 8, generator=torch.Generator().manual_seed(2))
+    iteration = state["step"] - 1
+    got = proposals.change(state, numbers, iteration)
+    side = proposals.sides[iteration]
+    mask = squares(*proposals.corner(numbers[:, :2], side, 12, 10), side, 12, 10)
+    up = (numbers[:, 2:5] < 0.5)[:, :, None, None]
+    assert torch.equal(got, torch.where(mask, torch.where(up, state["high"], state["low"]), x0))
+    assert torch.equal(state["best"], kept)
+
+
+def test_a_square_that_is_there_already_is_drawn_with_other_signs():
+    x0 = 0.2 + 0.6 * images(40)
+    proposals = Squares(0.1, "linf", 7, torch.tensor([3]))
+    state = {"x0": x0, "key": content_keys(x0), "step": torch.ones(40, dtype=torch.int64)}
+    proposals.begin(state)
+    state["best"] = state["high"].clone()
+    numbers = torch.rand(40, 8, generator=torch.Generator().manual_seed(3))
+    assert (numbers[:, 2:5] < 0.5).all(1).any(), "the test needs rows that draw what is there"
+    got = proposals.change(state, numbers, torch.zeros(40, dtype=torch.int64))
+    assert (got != state["best"]).flatten(1).any(1).all()
+    assert ((got == state["low"]) | (got == state["high"])).all()

@@ -29,10 +29,11 @@ _NEWTON = 12  # passes before bisection takes turns with Newton's method
 
 def distance(x: Tensor, centre: Tensor, norm: Norm) -> Tensor:
     """The norm of ``x - centre`` for each sample, shape (N,), float32."""
-    offset = (x.float() - centre.float()).flatten(1)
-    if norm == "l2":
-        return torch.linalg.vector_norm(offset, dim=1)
-    return offset.abs().amax(1) if norm == "linf" else offset.abs().sum(1)
+    offset = x.float() - centre.float()
+    if norm == "linf":  # of any order of the pixels, so no copy is needed to flatten them
+        return offset.abs_().amax(tuple(range(1, offset.ndim)))
+    offset = offset.flatten(1)
+    return torch.linalg.vector_norm(offset, dim=1) if norm == "l2" else offset.abs().sum(1)
 
 
 def steepest(gradient: Tensor, norm: Norm, share: float | Tensor = 0.02) -> Tensor:

@@ -30,7 +30,7 @@ from holdfast.evasion.minimal import MinimalAttack, Task
 from holdfast.evasion.outcome import Outcome
 from holdfast.evasion.pgd import check_eps
 from holdfast.evasion.planes import dual_norm, inner, onto_plane
-from holdfast.evasion.pool import Items, Pool, Queue, State
+from holdfast.evasion.pool import Items, Pool, Queue, State, cacheable
 from holdfast.methods import Paper
 from holdfast.run import Run, uniform_at
 
@@ -235,47 +235,55 @@ class _Descent:
 
     def _step(self, state: State) -> None:
         """Note the point if it is adversarial, and move to between the projections on the boundary's tangent plane."""
+        oracle, x, y = self.task.oracle, state["x"], state["y"]
+        if self.single:
+            loss = loss_for("given" if self.task.aim == "given" else "ranks", "margin")
+            logits, leads, slopes = oracle.gradient(x, loss, y, state["target"])
+        else:
+            every = torch.arange(self.classes, device=y.device).expand(len(y), -1)
+            logits, slopes = oracle.class_gradients(x, every)
+            leads = logits - logits.gather(1, y[:, None])
+        for part in cacheable(x):
+            self._move({name: values[part] for name, values in state.items()}, logits[part], leads[part], slopes[part])
+
+    def _move(self, state: State, logits: Tensor, leads: Tensor, slopes: Tensor) -> None:
+        """The step, from the answers at the points: logits, leads of other classes, and the gradients of those."""
         task, a = self.task, self.attack
         x, x0 = state["x"], state["x0"]
-        logits, lead, normal = self._boundary(state)
+        lead, normal = self._plane(state, leads, slopes)
         far = distance(x, x0, task.norm)
         # At the image itself the twin may, by rounding, see what the user's model does not: that is no find.
         fooled = reached(task.aim, logits, state["y"], state["target"]) & (far > 0)
-        nearer = fooled & (far < state["nearest"])
-        state["nearest"].copy_(torch.where(nearer, far, state["nearest"]))
-        torch.where(_column(nearer), x, state["best"], out=state["best"])
+        nearer = (fooled & (far < state["nearest"])).nonzero().squeeze(1)
+        state["nearest"][nearer] = far[nearer]
+        state["best"][nearer] = x[nearer]
         # The tangent at a point beyond the boundary serves for the point it moves back to as well, which saves the
         # pass there; the plane is as near to the boundary, for it was just crossed.
         base = torch.where(_column(fooled), torch.lerp(x0, x, a.back), x)
         here = onto_plane(base, normal, inner(normal, x - base) - lead, task.norm)
         there = onto_plane(x0, normal, inner(normal, x - x0) - lead, task.norm)
-        zero = torch.zeros_like(x)
+        zero = x.new_zeros(())
         here_far = distance(here, zero, task.norm).clamp_min(1e-8)
         there_far = distance(there, zero, task.norm).clamp_min(1e-8)
         weight = _column((here_far / (here_far + there_far)).clamp_max(a.mix))
         x.copy_(torch.lerp(base.add_(here, alpha=a.beyond), x0.add(there, alpha=a.beyond), weight).clamp_(0, 1))
 
-    def _boundary(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """The logits at the points, how far the nearest (or given) class leads there, and the gradient of that."""
-        oracle, x, y = self.task.oracle, state["x"], state["y"]
+    def _plane(self, state: State, leads: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the nearest (or given) class leads at each point, and the gradient of that."""
         if self.single:
-            loss = loss_for("given" if self.task.aim == "given" else "ranks", "margin")
-            logits, lead, normal = oracle.gradient(x, loss, y, state["target"])
-            return logits, lead, torch.nan_to_num(normal, nan=0.0, posinf=0.0, neginf=0.0)
-        every = torch.arange(self.classes, device=y.device).expand(len(y), -1)
-        logits, gradients = oracle.class_gradients(x, every)
+            return leads, torch.nan_to_num_(slopes, nan=0.0, posinf=0.0, neginf=0.0)
+        x, y = state["x"], state["y"]
         rows = torch.arange(len(y), device=y.device)
-        slopes = torch.nan_to_num_(gradients - gradients[rows, y][:, None], nan=0.0, posinf=0.0, neginf=0.0)
-        leads = logits - logits.gather(1, y[:, None])
+        slopes = torch.nan_to_num_(slopes - slopes[rows, y][:, None], nan=0.0, posinf=0.0, neginf=0.0)
         # Without the box the distance is a quotient. Of the nearest planes by that, the box decides.
         distances = leads.abs() / dual_norm(slopes, self.task.norm).clamp_min(1e-12)
         nearest = distances.scatter_(1, y[:, None], math.inf).topk(min(_CANDIDATES, self.classes - 1), 1, largest=False)
         sizes = torch.full_like(nearest.values, math.inf)
         for place, which in enumerate(nearest.indices.T):
             offset = onto_plane(x, slopes[rows, which], -leads[rows, which], self.task.norm)
-            sizes[:, place] = distance(offset, torch.zeros_like(offset), self.task.norm)
+            sizes[:, place] = distance(offset, x.new_zeros(()), self.task.norm)
         chosen = nearest.indices[rows, sizes.argmin(1)]
-        return logits, leads[rows, chosen], slopes[rows, chosen]
+        return leads[rows, chosen], slopes[rows, chosen]
 
     def _offer(self, items: Items) -> None:
         rows = torch.from_numpy(items.sample).to(self.task.y.device)

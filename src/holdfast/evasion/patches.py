@@ -63,15 +63,21 @@ class Proposals(ABC):
     ) -> Float[Tensor, "n c h w"]:
         """A new tensor; `numbers` are uniform, as many per item as there are channels and 5 more."""
 
+    def corner(
+        self, numbers: Float[Tensor, "n 2"], side: Int64[Tensor, " n"], height: int, width: int
+    ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+        """Top and left of a square at a random place.
+
+        Drawn from 0..w-s inclusive, as in the paper; the reference code leaves the last row and column out.
+        """
+        top, left = ((numbers[:, i] * (length - side + 1)).long() for i, length in ((0, height), (1, width)))
+        return top, left
+
     def window(
         self, numbers: Float[Tensor, "n 2"], side: Int64[Tensor, " n"], height: int, width: int
     ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Bool[Tensor, "n 1 h w"]]:
-        """Top, left and mask of a square at a random place.
-
-        The corner is drawn from 0..w-s inclusive, as in the paper; the reference code leaves the last row and column
-        out.
-        """
-        top, left = ((numbers[:, i] * (length - side + 1)).long() for i, length in ((0, height), (1, width)))
+        """Corner and mask of a square at a random place."""
+        top, left = self.corner(numbers, side, height, width)
         return top, left, squares(top, left, side, height, width)
 
 
@@ -91,19 +97,31 @@ class Squares(Proposals):
     def change(
         self, state: State, numbers: Float[Tensor, "n k"], iteration: Int64[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """One square, never one that is there already."""
-        best, low, high = state["best"], state["low"], state["high"]
-        channels, height, width = best.shape[1:]
-        _, _, mask = self.window(numbers[:, :2], self.sides[iteration], height, width)
-        up = numbers[:, 2 : 2 + channels] < 0.5
-        proposal = torch.where(mask, torch.where(up[:, :, None, None], high, low), best)
+        """One square, never one that is there already.
+
+        Only the squares' own pixels are touched: late in the search they are a hundredth of the image.
+        """
+        count, channels, height, width = state["best"].shape
+        side = self.sides[iteration]
+        top, left = self.corner(numbers[:, :2], side, height, width)
+        # As many pixels in each row as the largest square has; smaller ones repeat their last.
+        reach = torch.minimum(torch.arange(int(side.max()), device=side.device), side[:, None] - 1)
+        image = torch.arange(count, device=side.device)[:, None, None] * height
+        where = ((image + (top[:, None] + reach)[:, :, None]) * width + (left[:, None] + reach)[:, None, :]).flatten()
+        best = _pixels(state["best"])
+        old, low, high = (
+            pixels.index_select(0, where).view(count, -1, channels)
+            for pixels in (best, _pixels(state["low"]), _pixels(state["high"]))
+        )
+        up = numbers[:, None, 2 : 2 + channels] < 0.5
+        new = torch.where(up, high, low)
         # At most one pattern of signs leaves the square as it is; a row that drew it draws among the others.
-        same = (proposal == best).all(dim=(1, 2, 3)).nonzero().squeeze(1)
+        same = (new == old).flatten(1).all(1).nonzero().squeeze(1)
         if len(same):
-            up = up[same] ^ _nonzero_bits(numbers[same, 2 + channels], channels)
-            content = torch.where(up[:, :, None, None], high[same], low[same])
-            proposal[same] = torch.where(mask[same], content, best[same])
-        return proposal
+            other = up[same] ^ _nonzero_bits(numbers[same, 2 + channels], channels)[:, None]
+            new[same] = torch.where(other, high[same], low[same])
+        changed = best.clone(memory_format=torch.contiguous_format).index_copy_(0, where, new.view(-1, channels))
+        return changed.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Bumps(Proposals):
@@ -217,6 +235,11 @@ def _by_channel(offset: Tensor, norm: Norm) -> Float[Tensor, "n c 1 1"]:
     if norm == "l1":
         return offset.abs().sum((2, 3), keepdim=True)
     return torch.linalg.vector_norm(offset, dim=(2, 3), keepdim=True)
+
+
+def _pixels(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "p c"]:
+    """One row per pixel; of channels-last images a view."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
 def _padded(window: Tensor, height: int, width: int) -> Tensor:

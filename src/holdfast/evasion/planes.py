@@ -37,11 +37,12 @@ def onto_plane(
     at = _flat(point)
     room = torch.where(towards > 0, 1 - at, at)
     # Divided by the largest entry, so that the squares of tiny gradients do not vanish.
-    peak = towards.abs().amax(1).clamp_min(torch.finfo(towards.dtype).tiny)
-    gain = towards.abs() / peak[:, None]
+    gain = towards.abs()
+    peak = gain.amax(1).clamp_min(torch.finfo(towards.dtype).tiny)
+    gain.div_(peak[:, None])
     wanted = way.abs() / peak
     length = _one_by_one(gain, room, wanted) if norm == "l1" else _together(gain, room, wanted, norm)
-    return _like(length.mul_(towards.sign()), point)
+    return _like(length.mul_(towards.sign_()), point)
 
 
 def dual_norm(normal: Float[Tensor, "*n c h w"], norm: str) -> Float[Tensor, "*n"]:
@@ -58,9 +59,8 @@ def inner(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Ten
 
 
 def _together(gain: Tensor, room: Tensor, wanted: Tensor, norm: str) -> Tensor:
-    """Pixel i moves by the smaller of its room and ``scale * speed_i``; find the scale."""
-    speed = gain if norm == "l2" else torch.ones_like(gain)
-    power = gain * speed
+    """Pixel i moves by the smaller of its room and ``scale * speed_i``; find the scale. l_inf: all speeds are 1."""
+    power = gain * gain if norm == "l2" else gain
     scale = torch.zeros_like(wanted)
     length = torch.zeros_like(gain)
     left, going = wanted.clone(), wanted > 0
@@ -72,7 +72,7 @@ def _together(gain: Tensor, room: Tensor, wanted: Tensor, norm: str) -> Tensor:
         if not going.any():
             break
         scale = torch.where(going, scale + left / slope.clamp_min(torch.finfo(slope.dtype).tiny), scale)
-        length = torch.minimum(speed * scale[:, None], room)
+        length = torch.minimum(gain * scale[:, None] if norm == "l2" else scale[:, None], room)
         left = wanted - (gain * length).sum(1)
     return length
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Items", "Ledger", "Pool", "Queue", "State"]
+__all__ = ["Items", "Ledger", "Pool", "Queue", "State", "cacheable"]
+
+_CACHEABLE = 2**16  # values
 
 #: Tensors with one row per item, by name.
 State = dict[str, Tensor]
@@ -181,6 +183,14 @@ class Ledger:
         if nearer:
             self._nearest[sample], self._nearest_round[sample] = margin, round
         return nearer
+
+
+def cacheable(rows: Tensor) -> list[slice]:
+    """Parts that a row of tensors like `rows` is best worked on in: on a CPU, a chain of small operations takes half
+    the time where what one leaves is still in the cache for the next; elsewhere, all at once."""
+    count = len(rows)
+    size = max(1, _CACHEABLE // rows[0].numel()) if count and rows.device.type == "cpu" else max(1, count)
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _slots_for(values: Tensor, capacity: int) -> Tensor:
