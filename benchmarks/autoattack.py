@@ -56,20 +56,22 @@ class Staged:
     rounds: list[Stages] = field(default_factory=list)
 
 
-def ours(options: argparse.Namespace, eps: float) -> Staged:
+def ours(options: argparse.Namespace, eps: float, precision: str = "fp32") -> Staged:
+    """Holdfast's; FAB computes in float32 either way."""
     attack = AutoAttack(
         eps=eps, norm=options.norm, version=options.version, steps=options.steps, queries=options.queries
     )
 
     def make(model: nn.Module) -> peers.Attack:
         def run(x: Tensor, y: Tensor) -> Tensor:
-            outcome = attack.run(model, x, y, run=Run(device="cpu"))
+            outcome = attack.run(model, x, y, run=Run(device="cpu", precision=precision))
             staged.rounds.append({s.name: (s.seconds, s.robust_accuracy) for s in outcome.stages})
             return outcome.x_adv
 
         return run
 
-    staged = Staged(Entrant("holdfast", "holdfast", make, peer=False))
+    name = "holdfast" if precision == "fp32" else f"holdfast, {precision} gradients and screening"
+    staged = Staged(Entrant(name, "holdfast", make, peer=False))
     return staged
 
 
@@ -156,7 +158,7 @@ def main() -> None:
     peers.quiet()
     model, x, y, _ = peers.setting(options.model, options.weights, options.data, options.n)
     eps = float(options.eps)
-    staged = [ours(options, eps), theirs(options, eps)]
+    staged = [ours(options, eps), ours(options, eps, "bf16"), theirs(options, eps)]
     entrants = [s.entrant for s in staged]
 
     peers.contest(entrants, model, x, y, options.rounds, eps, options.norm)

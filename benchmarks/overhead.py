@@ -23,7 +23,7 @@ from holdfast.evasion import APGD, CW, FAB, PGD, Square
 from holdfast.evasion.oracle import Oracle
 from holdfast.run import Run
 
-_PASSES = ("verdict", "logits", "gradient", "class_gradients")
+_PASSES = ("verdict", "logits", "screen", "gradient", "class_gradients")
 
 
 def main() -> None:

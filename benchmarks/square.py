@@ -17,6 +17,17 @@ from holdfast.evasion import Square
 from holdfast.run import Run
 
 
+def ours(eps: float, queries: int, precision: str = "fp32") -> Entrant:
+    attack = Square(eps=eps, queries=queries)
+    name = "holdfast" if precision == "fp32" else f"holdfast, {precision} screening"
+    return Entrant(
+        name,
+        "holdfast",
+        lambda model: lambda x, y: attack(model, x, y, run=Run(device="cpu", precision=precision)),
+        peer=False,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="zoo:cifar10-resnet20-at")
@@ -33,14 +44,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     peers.quiet()
     model, x, y, classes = peers.setting(options.model, options.weights, options.data, options.n)
-    eps, attack = 8 / 255, Square(eps=8 / 255, queries=options.queries)
+    eps = 8 / 255
     entrants = [
-        Entrant(
-            "holdfast",
-            "holdfast",
-            lambda model: lambda x, y: attack(model, x, y, run=Run(device="cpu")),
-            peer=False,
-        ),
+        ours(eps, options.queries),
+        ours(eps, options.queries, "bf16"),
         peers.torchattacks_square(eps, options.queries, options.batch),
         peers.art_square(eps, options.queries, options.batch, tuple(x.shape[1:]), classes),
     ]

@@ -48,8 +48,8 @@ class Run:
     Args:
         seed: of every random stream.
         device: ``"auto"`` (CUDA when there is one), or any torch device string.
-        precision: of passes whose rounding cannot change a verdict (training, gradients); ``"bf16"`` is autocast.
-            Whatever decides a verdict runs in fp32.
+        precision: of passes whose rounding cannot change a verdict: training, gradients, and the first look of a random
+            search at what it tries. Whatever decides a verdict, or which point such a search keeps, runs in fp32.
         batch_size: images per forward pass in evaluation. Results do not depend on it.
         out: folder for results; ``None`` keeps nothing on disk.
         progress: show progress bars on standard error.

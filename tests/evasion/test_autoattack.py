@@ -14,6 +14,7 @@ from holdfast.evasion import campaign as campaigns
 from holdfast.evasion.autoattack import Unreliable
 from holdfast.evasion.campaign import campaign
 from holdfast.evasion.losses import best_other
+from holdfast.evasion.oracle import Oracle
 from holdfast.models import load_model
 from holdfast.run import Run
 
@@ -203,3 +204,25 @@ def test_a_campaign_that_was_killed_ends_with_the_same_files(digits, tmp_path, m
     names = [*direct.names, None]
     assert stages == [names[i] for i in direct.fell]
     assert len(set(stages)) > 1
+
+
+def test_bf16_reaches_the_gradients_and_the_screening_but_not_fab(setting, monkeypatch):
+    model, x, y = setting
+    asked, ways = [], {name: getattr(Oracle, name) for name in ("gradient", "screen")}
+
+    def watched(name):
+        def call(self, *args):
+            answer = ways[name](self, *args)
+            asked.append((self.who, name, self.run.precision, answer is not None))
+            return answer
+
+        return call
+
+    for name in ways:
+        monkeypatch.setattr(Oracle, name, watched(name))
+    attack = AutoAttack(**(SMALL | {"eps": 0.01}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Unreliable)
+        attack.run(model, x, y, run=Run(device="cpu", precision="bf16"))
+    assert {("apgd", "gradient", "bf16", True), ("square", "screen", "bf16", True)} <= set(asked)
+    assert {precision for who, _, precision, _ in asked if who == "fab"} == {"fp32"}

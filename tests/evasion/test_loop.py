@@ -1,6 +1,7 @@
 """The engine: what it promises about rows, verdicts, memory and progress."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 from holdfast.evasion import PGD, Square
 from holdfast.evasion.loop import Search
+from holdfast.evasion.losses import loss_for
+from holdfast.evasion.oracle import consult
 from holdfast.run import Run
 
 
@@ -163,6 +166,87 @@ def test_bf16_gradients_find_what_float32_gradients_find():
     assert not torch.equal(exact.x_adv, rough.x_adv)
     assert abs(exact.robust_accuracy - rough.robust_accuracy) <= 0.02
     assert torch.equal(rough.success, Single()(rough.x_adv).argmax(1) != y)
+
+
+class Exact:
+    """Stands for an oracle: answers with the logits it is given, and remembers what it passed again in float32."""
+
+    def __init__(self, exact, rough):
+        self.exact, self.rough, self.passed = exact, rough, []
+
+    def screen(self, points):
+        return self.rough
+
+    def logits(self, points):
+        rows = points[:, 0, 0, 0].long()
+        self.passed += rows.tolist()
+        return self.exact[rows]
+
+
+class Trial(Search):
+    def __init__(self):
+        super().__init__(steps=1, aim="any", loss=loss_for("any", "margin"), gradients=0)
+
+    def begin(self, fresh):
+        pass
+
+    def step(self, oracle, state):
+        pass
+
+
+def considered(exact, rough, best_loss, **options):
+    """Logits of class 0 against class 1, the label being 0: the margin is minus the first number."""
+    both = [torch.stack([torch.tensor(of), torch.zeros(len(of))], 1) for of in (exact, rough)]
+    points = torch.arange(len(exact)).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    none = torch.zeros(len(exact), dtype=torch.int64)
+    state = {"y": none, "target": none, "best": torch.full_like(points, -1), "best_loss": torch.tensor(best_loss)}
+    state["fooled"] = torch.ones(len(exact), dtype=torch.bool)
+    oracle = Exact(*both)
+    return Trial().consider(oracle, state, points, **options), state, oracle.passed
+
+
+def test_only_what_bf16_does_not_find_clearly_worse_is_passed_again_and_float32_alone_decides():
+    nan, inf = float("nan"), float("inf")
+    # Clearly worse; only looks better; is better; within the blur; looks fooled; a success unseen; NaN; the first.
+    exact = [1.5, 1.2, 0.8, 0.9995, 0.5, -1.0, 0.7, 5.0]
+    rough = [1.5, 0.9, 0.9, 1.0005, -0.1, 3.0, nan, 5.0]
+    better, state, passed = considered(exact, rough, [-1.0] * 7 + [-inf])
+    assert passed == [1, 2, 3, 4, 6, 7]
+    assert better.tolist() == [False, False, True, True, True, False, True, True]
+    assert torch.equal(state["best_loss"], -torch.tensor([1.0, 1.0, 0.8, 0.9995, 0.5, 1.0, 0.7, 5.0]))
+    assert state["best"][:, 0, 0, 0].tolist() == [-1, -1, 2, 3, 4, -1, 6, 7]
+    assert not state["fooled"].any(), "bf16 alone sees no success"
+    _, state, _ = considered([-0.5], [0.1], [-1.0])
+    assert state["fooled"].all()
+    assert state["best_loss"].item() == inf
+
+
+def test_a_tie_is_kept_where_ties_are_and_passed_again_to_be_sure():
+    for ties in (False, True):
+        better, _, passed = considered([1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], ties=ties)
+        assert passed == [0, 1]
+        assert better.tolist() == [ties, ties]
+
+
+def test_nothing_is_screened_in_float32_nor_where_asking_twice_would_change_the_answers():
+    class Unique(Net):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one of me")
+
+    class Mixing(Net):
+        mixes_samples = "the test says so"
+
+        def __deepcopy__(self, memo):
+            return self
+
+    x, _ = images(8)
+    for model, precision, screens in (
+        (Net(), "bf16", True), (Net(), "fp32", False), (Unique(), "bf16", False), (Mixing(), "bf16", False),
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with consult(model, x, Run(device="cpu", precision=precision)) as oracle:
+                assert (oracle.screen(x) is not None) == screens, type(model)
 
 
 def test_progress_covers_the_work_and_tells_the_robust_accuracy(monkeypatch):

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from holdfast.evasion import Square
+from holdfast.evasion.oracle import Oracle
 from holdfast.evasion.patches import squares
+from holdfast.evasion.square import RandomSearch
 from holdfast.models import build_model
 from holdfast.run import Run
 
@@ -128,3 +130,62 @@ def test_a_softmax_at_the_end_of_the_model_does_not_blunt_the_attack(setting):
     soft = Square(eps=0.03, queries=60).run(nn.Sequential(model, nn.Softmax(1)), x, y, run=Run())
     assert (soft.success == plain.success).float().mean() > 0.9
     assert torch.allclose(soft.logits.sum(1), torch.ones(24), atol=1e-5), "outcomes carry the model's own outputs"
+
+
+ROUGH = Run(device="cpu", precision="bf16")
+
+
+def test_screening_in_bf16_finds_as_much_at_a_fraction_of_the_passes_in_float32(setting, monkeypatch):
+    model, x, y = setting
+    passed, logits = [0], Oracle.logits
+
+    def counting(self, x):
+        passed[0] += len(x)
+        return logits(self, x)
+
+    monkeypatch.setattr(Oracle, "logits", counting)
+    attack = Square(eps=0.03, queries=150)
+    exact = attack.run(model, x, y, run=Run(device="cpu"))
+    assert passed[0] == exact.queries.sum()
+    passed[0] = 0
+    rough = attack.run(model, x, y, run=ROUGH)
+    assert passed[0] < 0.5 * rough.queries.sum()
+    assert (rough.success == exact.success).float().mean() > 0.9
+    assert (rough.queries[~rough.success] == 150).all(), "a proposal is one query, passed again or not"
+    with torch.no_grad():
+        assert torch.equal(rough.success, model(rough.x_adv).argmax(1) != y)
+
+
+def test_what_is_kept_in_bf16_is_kept_at_its_loss_in_float32(setting, monkeypatch):
+    model, x, y = setting
+    step, seen = RandomSearch.step, []
+
+    def watched(self, oracle, state):
+        before = state["best_loss"].clone()
+        step(self, oracle, state)
+        best, loss = state["best_loss"], self.loss(oracle.logits(state["best"]), state["y"], state["target"])
+        assert (best >= before).all()
+        open_ = best.isfinite()
+        assert torch.allclose(best[open_], loss[open_], rtol=1e-5, atol=1e-5)
+        assert torch.equal(state["fooled"], best.isinf() & (loss >= 0))
+        seen.append(int((best > before).sum()))
+
+    monkeypatch.setattr(RandomSearch, "step", watched)
+    Square(eps=0.03, queries=60).run(model, x, y, run=ROUGH)
+    assert sum(seen) > 3 * len(x), "beside the starts, too"
+
+
+def test_screening_does_not_make_a_sample_depend_on_its_batch(setting):
+    model, x, y = setting
+    together = Square(eps=0.03, queries=60).run(model, x, y, run=ROUGH)
+    apart = Square(eps=0.03, queries=60).run(model, x.flip(0), y.flip(0), run=ROUGH.but(batch_size=5))
+    assert torch.equal(apart.x_adv.flip(0), together.x_adv)
+    assert torch.equal(apart.queries.flip(0), together.queries)
+
+
+def test_float32_never_looks_at_bf16(setting, monkeypatch):
+    model, x, y = setting
+    expected = Square(eps=0.03, queries=30).run(model, x, y, run=Run(device="cpu"))
+    monkeypatch.setattr("holdfast.evasion.oracle.round_for_inference", None)
+    again = Square(eps=0.03, queries=30).run(model, x, y, run=Run(device="cpu"))
+    assert torch.equal(again.x_adv, expected.x_adv)

@@ -1,11 +1,11 @@
-"""Fused forward passes: the same logits, wherever anything can be fused at all."""
+"""Fused forward passes: the same logits, wherever anything can be fused at all; and nearly the same ones in bf16."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from holdfast.models import build_model, fast_twin, fuse_for_inference
+from holdfast.models import build_model, fast_twin, fuse_for_inference, round_for_inference
 from holdfast.models.fuse import _Convolution
 
 
@@ -112,3 +112,48 @@ def test_a_strangers_code_is_left_alone_for_it_may_do_more_than_compute():
     torch.manual_seed(0)
     model, x = Awkward().eval(), torch.rand(6, 3, 8, 8)
     assert fuse_for_inference(model, x) is model
+
+
+@pytest.mark.parametrize(("name", "least"), [("resnet20", 19), ("convnet", 2), ("wrn-10-1", 3)])
+def test_the_copy_in_bf16_gives_nearly_the_same_logits_and_leaves_the_weights_alone(name, least):
+    model = trained_like(build_model(name, num_classes=10, image_shape=(3, 32, 32)))
+    x = torch.rand(33, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = x.contiguous(memory_format=torch.channels_last)
+    twin = fast_twin(model.eval(), x[:4])
+    before = {name: value.clone() for name, value in twin.state_dict().items()}
+    rounded = round_for_inference(twin, x[:4])
+    fused = [module for module in rounded.modules() if isinstance(module, _Convolution)]
+    assert len(fused) >= least
+    assert {module.weight.dtype for module in fused} == {torch.bfloat16}
+    with torch.no_grad():
+        expected, got = twin(x), rounded(x)
+    reach = expected.amax(1, keepdim=True) - expected.amin(1, keepdim=True)
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() > 0
+    assert ((got - expected).abs() <= 2**-5 * reach).all()
+    after = twin.state_dict()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+
+
+def test_what_has_no_convolution_to_fuse_runs_under_autocast():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)), torch.rand(5, 3, 4, 4)
+    with torch.no_grad():
+        got, expected = round_for_inference(model, x)(x), model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = model(x).float()
+    assert torch.equal(got, under_autocast)
+    assert not torch.equal(got, expected)
+
+
+def test_there_is_no_copy_in_bf16_of_a_network_that_bf16_drowns():
+    class Touchy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(48, 4)
+
+        def forward(self, x):
+            return (1000 * self.linear(x.flatten(1))).sin()
+
+    torch.manual_seed(0)
+    assert round_for_inference(Touchy(), torch.rand(5, 3, 4, 4)) is None

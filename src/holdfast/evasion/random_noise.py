@@ -68,8 +68,7 @@ class Guessing(Search):
 
     def step(self, oracle: Oracle, state: State) -> None:
         """Draw a point and query it."""
-        points = self.draw(state)
-        self.note(state, points, oracle.logits(points))
+        self.consider(oracle, state, self.draw(state))
 
     def draw(self, state: State) -> Tensor:
         """The next point of each item."""

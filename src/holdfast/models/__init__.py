@@ -15,7 +15,7 @@ from holdfast.models.freeze import (
     frozen,
     full_precision,
 )
-from holdfast.models.fuse import fuse_for_inference
+from holdfast.models.fuse import fuse_for_inference, round_for_inference
 from holdfast.models.gradients import sample_gradients
 from holdfast.models.inspection import Cost, LayerInfo, layers, measure
 from holdfast.models.load import load_model
@@ -70,6 +70,7 @@ __all__ = [
     "publish",
     "queryables",
     "read_weights",
+    "round_for_inference",
     "sample_gradients",
     "save_tensors",
     "save_weights",

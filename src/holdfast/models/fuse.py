@@ -4,10 +4,15 @@ An activation or a residual addition of its own reads and writes a whole feature
 oneDNN's convolution it costs nothing. For ResNet-20 a pass takes a fifth less time. The fused operations have no
 gradient, so this is for searches that need none. Whatever cannot be fused faithfully is left as it is, and so is code
 of which nobody knows whether it does more than compute.
+
+The same in bf16, which processors with matrix units compute three times as fast, is for passes that only sort out what
+is not worth a pass in float32. On a fused ResNet-20 it takes 0.28 of the time; under autocast, which rounds every
+weight anew and fuses nothing, 0.43.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -19,9 +24,10 @@ from torch import Tensor, nn
 
 from holdfast.models.normalize import Normalize
 
-__all__ = ["fuse_for_inference"]
+__all__ = ["fuse_for_inference", "round_for_inference"]
 
 _AGREEMENT = 1e-4  # of the largest logit
+_ROUGHLY = 2.0**-5  # of the range of an image's logits: some ten times what bf16 blurs in an ordinary network
 # Whose forward methods are known to have no side effects, which a traced copy would lose.
 _KNOWN = {"torch", "holdfast", "torchvision", "timm"}
 _RELU_CALLS = {F.relu, torch.relu, torch.relu_, F.relu_}
@@ -38,13 +44,9 @@ def fuse_for_inference(model: nn.Module, example: Float[Tensor, "n c h w"]) -> n
     Returns:
         A module to be called under `torch.no_grad`. Its weights are those of `model`, not copies.
     """
-    known = all(type(module).__module__.split(".")[0] in _KNOWN for module in model.modules())
-    if not known or example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return model
     try:
-        graph = _Tracer().trace(model)
-        fused = torch.fx.GraphModule(model, graph)
-        if not _fuse(fused):
+        fused = _fused(model, example)
+        if fused is None:
             return model
         with torch.no_grad():
             expected, got = model(example), fused(example)
@@ -52,6 +54,76 @@ def fuse_for_inference(model: nn.Module, example: Float[Tensor, "n c h w"]) -> n
         return model
     close = float((expected - got).abs().max()) <= _AGREEMENT * float(expected.abs().max().clamp_min(1e-6))
     return fused if close and torch.equal(expected.argmax(1), got.argmax(1)) else model
+
+
+def round_for_inference(model: nn.Module, example: Float[Tensor, "n c h w"]) -> nn.Module | None:
+    """A copy of `model` that computes about the same in bf16, without gradients and faster; or None.
+
+    On a CPU convolutions are fused and their weights kept in bf16; images are normalised, and what follows the last
+    convolution is computed, in float32, which costs nothing and halves the error of the logits. Where that cannot be
+    done, and on other devices, `model` runs under autocast.
+
+    Args:
+        model: as for `fuse_for_inference`.
+        example: images to verify the copy on: logits to within 1/32 of the range of each image's.
+
+    Returns:
+        A module to be called under `torch.no_grad`, or None where bf16 gives other logits. Do not change the weights of
+        `model` while it is in use.
+    """
+    with torch.no_grad():
+        expected = model(example)
+        near = _ROUGHLY * (expected.amax(1, keepdim=True) - expected.amin(1, keepdim=True))
+        for make in (_rounded, lambda model, _: _Autocast(model)):
+            try:
+                rounded = make(model, example)
+                if rounded is not None and bool(((rounded(example) - expected).abs() <= near).all()):
+                    return rounded
+            except Exception:  # of a stranger's operations any may lack a form for bf16
+                continue
+    return None
+
+
+def _fused(model: nn.Module, example: Tensor) -> torch.fx.GraphModule | None:
+    """The model with all fused that can be; None where that is nothing."""
+    known = all(type(module).__module__.split(".")[0] in _KNOWN for module in model.modules())
+    if not known or example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    fused = torch.fx.GraphModule(model, _Tracer().trace(model))
+    return fused if _fuse(fused) else None
+
+
+def _rounded(model: nn.Module, example: Tensor) -> nn.Module | None:
+    """Fused, with convolutions in bf16."""
+    fused = _fused(model, example)
+    if fused is None:
+        return None
+    rounded = copy.deepcopy(fused)
+    modules, graph = dict(rounded.named_modules()), rounded.graph
+    layers = [n for n in graph.nodes if n.op == "call_module" and isinstance(modules[n.target], _CONVOLUTIONS)]
+    for module in modules.values():
+        if isinstance(module, _CONVOLUTIONS):
+            module.to(torch.bfloat16)
+    first = [n for n in graph.nodes if n.op == "placeholder" or isinstance(modules.get(str(n.target)), Normalize)]
+    for node, dtype in ((first[-1], torch.bfloat16), (layers[-1], torch.float32)):
+        with graph.inserting_after(node):
+            cast = graph.call_method("to", (node, dtype))
+        node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+    graph.lint()
+    rounded.recompile()
+    return rounded
+
+
+class _Autocast(nn.Module):
+    """A model under autocast, with its output in float32."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.model(x).float()
 
 
 class _Tracer(torch.fx.Tracer):
@@ -72,6 +144,9 @@ class _Convolution(nn.Module):
         if other is None:
             return pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
         return pointwise.binary(x, other, self.weight, self.bias, *self.geometry, "add", 1.0, "relu", [], "")
+
+
+_CONVOLUTIONS = (_Convolution, nn.Conv2d)
 
 
 def _fuse(module: torch.fx.GraphModule) -> int:
