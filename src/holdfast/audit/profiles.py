@@ -20,13 +20,13 @@ _MAY_BE_LEFT_OUT |= {"l2_images", "transfer_images", "decision_images", "univers
 
 # By cost: those that a first look takes, those that read features too, and those that look on during a pass of their
 # own, several of them with gradients.
-_QUICK_DETECTORS = ("msp", "max-logit", "energy", "knn")
+_QUICK_DETECTORS = ("msp", "max-logit", "energy", "knn", "mahalanobis", "vim")
 _READING = (
-    *("entropy", "gen"),
-    *("react", "dice", "ash", "scale", "vra", "bats", "gradnorm", "nnguide", "fdbd"),
-    "kpca-ood",
+    *("entropy", "gen", "klm", "openmax"),
+    *("react", "dice", "ash", "scale", "vra", "bats", "she", "gradnorm", "nnguide", "fdbd"),
+    *("relative-mahalanobis", "pca-residual", "kpca-ood"),
 )
-_LOOKING = ("odin",)
+_LOOKING = ("odin", "gram", "rankfeat")
 
 
 @dataclass(frozen=True, kw_only=True)

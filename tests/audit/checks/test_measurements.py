@@ -327,7 +327,7 @@ def test_corrupted_images_count_as_known_in_the_full_spectrum(model, data, run):
 
 
 def test_detectors_that_look_on_score_as_they_do_alone_and_from_the_store(model, data, run, tmp_path):
-    profile = dataclasses.replace(TINY, detectors=("msp", "odin"), shifted_images=0)
+    profile = dataclasses.replace(TINY, detectors=("msp", "odin"), shifted_images=1000)
     own = data.but(ood=OOD)
     first, again = (audit(model, own, profile=profile, run=run.but(out=tmp_path), only=["ood"]) for _ in range(2))
     assert first.finding("ood").settings["detectors"] == ["msp", "odin"]

@@ -184,7 +184,7 @@ def _halves(subject: Subject, scores: Scores) -> tuple[Halves, bool]:
     rng = subject.run.numpy_rng("ood", "halves")
     judging = {split: rng.permutation(n) % 2 == 0 for split, n in lengths.items()}
     if SHIFTED in judging:  # a corrupted image goes where the clean one goes
-        judging[SHIFTED] = judging["test"][: lengths[SHIFTED]]
+        judging[SHIFTED] = judging["test"][: lengths[SHIFTED]].copy()
     return judging, True
 
 
@@ -352,7 +352,8 @@ def _ranking(comparison: Comparison, kinds: Kinds, best: str, spectrum: Mapping[
             "may be chance",
         ],
         rows=rows,
-        caption="Near and far sets count alike. The differences are paired over images: all detectors saw the same.",
+        caption="Near and far sets count alike. The differences are paired over images: all detectors saw the same. "
+        f"`holdfast ood fit --detector {shlex.quote(best)}` makes a monitor of the chosen one.",
     )
 
 
