@@ -16,6 +16,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from holdfast.errors import UserError
 from holdfast.methods import Detector, Paper
 from holdfast.models import Features
 from holdfast.ood.head import wanted
@@ -46,9 +47,13 @@ class RelativeMahalanobis(
         """The classes' means (C, D) and that of all (1, D), and what whitens the covariance around each of them.
 
         Raises:
-            UserError: within the classes, the features are all alike.
+            UserError: within the classes, the features are all alike, or there is one class alone.
         """
         found = class_statistics(features)
+        if len(found.classes) < 2:  # then both distances are the same, and every score is 0
+            raise UserError(
+                f"{self.id} compares the classes with all images, and all training images are of one class."
+            )
         return {
             "means": found.means,
             "whitener": inverse_root(found.within, self.id),
