@@ -125,6 +125,20 @@ def test_fusion_weighs_the_confidence_of_the_other_by_what_is_rebuilt(correlated
     )
 
 
+@pytest.mark.parametrize("base", ["react(percentile=70.0)", "bats(width=0.5)"])
+def test_what_clips_features_is_fused_with_the_error_of_the_clipped_ones(correlated, base):
+    train, test = of(correlated), of(correlated + normal(300, 12, seed=3))
+    head = torch.nn.Linear(12, 5)
+    fused, alone = fit_on_features([f"kpca-ood(size=64, fuse={base})", base], train, head).values()
+    cut, cut_test = (of(alone.method.clipped(f.penultimate, alone.state)) for f in (train, test))
+    assert not torch.equal(cut.penultimate, train.penultimate)
+    (bare,) = fit_on_features([TINY], cut, None).values()
+    torch.testing.assert_close(fused.score(test), (1 - bare.score(cut_test)) * alone.score(test))
+    landmarks = fit_on_features([f"kpca-cogau(size=20, fuse={base})"], train, head).popitem()[1].state["landmarks"]
+    doubtful = alone.score(train).argsort(descending=True, stable=True)[:20]
+    torch.testing.assert_close(landmarks, on_sphere(cut.penultimate[doubtful].double()))
+
+
 def test_an_error_beyond_one_does_not_turn_the_fused_score(correlated):
     train, test = correlated, 100 * correlated
     assert scores("kpca-ood(kernel=linear)", train, test).min() > 1

@@ -63,7 +63,7 @@ class KernelPCAOOD(
         return random_frequencies(h.shape[1], self.size, self.gamma, self.seed)
 
     def phi(self, h: Float[Tensor, "n d"], state: Mapping[str, Tensor]) -> Float[Tensor, "n m"]:
-        """The feature map of the kernel (equations 6 and 8 of the paper)."""
+        """The feature map of the kernel, or its approximation by random features."""
         if self.kernel == "linear":
             return h
         return fourier(on_sphere(h), state) if self.kernel == "cosine-gaussian" else on_sphere(h)

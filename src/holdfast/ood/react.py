@@ -61,5 +61,8 @@ class ReAct(
 
     def score(self, features: Features, state: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         """The free energy, (N,), float64, any sign."""
-        h = wanted(features.penultimate)
-        return energy(logits_from(h.clamp(max=float(state["threshold"])), state))
+        return energy(logits_from(self.clipped(wanted(features.penultimate), state), state))
+
+    def clipped(self, h: Float[Tensor, "n d"], state: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
+        """The activations, cut off at the threshold."""
+        return h.clamp(max=float(state["threshold"]))
