@@ -25,8 +25,8 @@ from holdfast.ood.knn import KNN
 from holdfast.ood.kpca_cogau import KernelPCACoGau
 from holdfast.ood.kpca_ood import KernelPCAOOD
 from holdfast.ood.logit_norm import LogitNorm
-from holdfast.ood.mahalanobis import Mahalanobis
 from holdfast.ood.low_dim_grad import LowDimGrad
+from holdfast.ood.mahalanobis import Mahalanobis
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.mode_ensemble import ModeEnsemble
 from holdfast.ood.modes import Modes, Spread, modes_of, spread
@@ -73,8 +73,8 @@ __all__ = [
     "KernelPCACoGau",
     "KernelPCAOOD",
     "LogitNorm",
-    "Mahalanobis",
     "LowDimGrad",
+    "Mahalanobis",
     "MaxLogit",
     "ModeEnsemble",
     "Modes",
