@@ -31,6 +31,9 @@ def heatmap(chart: Chart) -> tuple[Markup, bool]:
     columns = Band(heads, left, width - 1)
     widest = max(map(text_width, heads), default=0.0)
     upright = widest + 6 <= columns.step
+    if heads and not upright:  # the last slanted name reaches beyond its column, and must not beyond the drawing
+        reach = 0.72 * min(text_width(heads[-1]), _LABEL) - 0.4 * columns.step
+        columns = Band(heads, left, width - 1 - max(reach, 0.0))
     top = 52.0 if upright else 34.0 + 0.72 * min(widest, _LABEL)
     rows = Band(tuple(series.name for series in chart.series), top, top + _height(len(chart.series)))
     parts = [_key(chart, width), _heads(columns, top - 8, upright=upright)]

@@ -249,7 +249,7 @@ def _summary(kind: str, best: str, results: Mapping[str, Separation], kinds: Kin
 
 
 def _each(comparison: Comparison, kinds: Kinds, best: str) -> list[Metric]:
-    """The AUROC of every detector on every set; of the chosen one also both readings of FPR95."""
+    """The AUROC of every detector on every set; of the chosen one, which comes first, also both readings of FPR95."""
     fields: tuple[tuple[str, str, Any, Any], ...] = (
         ("auroc", "AUROC", "value", "higher"),
         ("fpr95_id", "Unknown images accepted when 95 % of the known are,", "rate", "lower"),
@@ -257,18 +257,18 @@ def _each(comparison: Comparison, kinds: Kinds, best: str) -> list[Metric]:
     )
     return [
         Metric(
-            name=f"{field.replace('_', '-')}/{standing.name}/{s}",
+            name=f"{field.replace('_', '-')}/{name}/{s}",
             value=getattr(result, field),
             low=result.intervals[field][0],
             high=result.intervals[field][1],
             n=result.n_in + result.n_out,
             unit=unit,
             better=better,
-            title=f"{title} {standing.name} on {s} ({kinds[s]})",
+            title=f"{title} {name} on {s} ({kinds[s]})",
         )
-        for standing in comparison.ranking
-        for s, result in comparison.separations[standing.name].items()
-        for field, title, unit, better in (fields if standing.name == best else fields[:1])
+        for name in sorted(comparison.separations, key=lambda name: name != best)
+        for s, result in comparison.separations[name].items()
+        for field, title, unit, better in (fields if name == best else fields[:1])
     ]
 
 
@@ -282,8 +282,7 @@ def _auroc_chart(comparison: Comparison, kinds: Kinds) -> Chart:
             x_label="set",
             y_label="detector, the best mean first",
             series=[
-                Series(name=name, x=[f"{s} ({kind})" for s, kind in kinds.items()], y=[by_set[s].auroc for s in kinds])
-                for name, by_set in by_detector
+                Series(name=name, x=list(kinds), y=[by_set[s].auroc for s in kinds]) for name, by_set in by_detector
             ],
             y_range=(0.5, 1),
         )
