@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from holdfast.methods import Detector, Paper
 from holdfast.models import Features
 from holdfast.ood.head import head_state, wanted
-from holdfast.ood.statistics import mean_of
+from holdfast.ood.statistics import chunks, mean_of
 
 __all__ = ["FDBD"]
 
@@ -62,5 +62,5 @@ class FDBD(
         top, predicted = z.max(dim=1, keepdim=True)
         boundaries = (top - z) / state["apart"].to(z.device)[predicted[:, 0]]
         mean = state["mean"].to(h.device)
-        spread = (h.double() - mean).norm(dim=1).clamp(min=_NO_DISTANCE)
+        spread = torch.cat([(part - mean).norm(dim=1) for _, part in chunks(h)]).clamp(min=_NO_DISTANCE)
         return -boundaries.sum(1) / max(z.shape[1] - 1, 1) / spread
