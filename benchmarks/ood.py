@@ -300,7 +300,7 @@ def write(
         f"| pytorch-ood | {len(rows)} | {medians['pytorch-ood']:.1f} | {medians['pytorch-ood'] / floor:.2f}x | "
         f"{peer_fit:.1f} (features at hand) |",
         "",
-        f"On that list pytorch-ood takes {medians['pytorch-ood'] / medians['holdfast, shared list']:.1f} times as long.",
+        f"On it pytorch-ood takes {medians['pytorch-ood'] / medians['holdfast, shared list']:.1f} times as long.",
         "",
         "| detector | largest difference of scores, of the largest score | rank correlation | compared how |",
         "| --- | --- | --- | --- |",
