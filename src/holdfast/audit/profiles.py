@@ -18,15 +18,15 @@ __all__ = ["PROFILES", "Profile", "profile_of"]
 _MAY_BE_LEFT_OUT = {"apgd_steps", "apgd_targets", "fab_steps", "cw_steps", "shifted_images"}
 _MAY_BE_LEFT_OUT |= {"l2_images", "transfer_images", "decision_images", "universal_images"}
 
-# By cost: those that a first look takes, those that read features too, and those that look on during a pass of their
-# own, several of them with gradients.
+# By cost: those that a first look takes; those that read features too; and those that take longest, by a large
+# eigenproblem, or by looking on during a pass of their own, some of them with gradients.
 _QUICK_DETECTORS = ("msp", "max-logit", "energy", "knn", "mahalanobis", "vim")
 _READING = (
     *("entropy", "gen", "klm", "openmax"),
     *("react", "dice", "ash", "scale", "vra", "bats", "she", "gradnorm", "nnguide", "fdbd"),
-    *("relative-mahalanobis", "pca-residual", "kpca-ood"),
+    *("relative-mahalanobis", "pca-residual"),
 )
-_LOOKING = ("odin", "gram", "rankfeat")
+_SLOW = ("kpca-ood", "odin", "gram", "rankfeat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ PROFILES: dict[str, Profile] = {
             corruption_images=None,
             severities=(1, 2, 3, 4, 5),
             ood_images=None,
-            detectors=(*_QUICK_DETECTORS, *_READING, *_LOOKING),
+            detectors=(*_QUICK_DETECTORS, *_READING, *_SLOW),
             shifted_images=5000,
             attack_images=None,
             pgd_steps=50,
