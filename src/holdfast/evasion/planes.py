@@ -34,15 +34,17 @@ def onto_plane(
         norm: in which the offset is smallest, ``"linf"``, ``"l2"`` or ``"l1"``.
     """
     towards = _flat(normal * way.sign()[:, None, None, None])
-    at = _flat(point)
-    room = torch.where(towards > 0, 1 - at, at)
+    sign = towards.sign()
+    # Up to 1 where the pixel grows, else down to 0. Written without masks, here and below: on a CPU they take
+    # ten times as long as arithmetic.
+    room = sign.clamp_min(0).sub_(_flat(point)).abs_()
     # Divided by the largest entry, so that the squares of tiny gradients do not vanish.
     gain = towards.abs()
     peak = gain.amax(1).clamp_min(torch.finfo(towards.dtype).tiny)
     gain.div_(peak[:, None])
     wanted = way.abs() / peak
     length = _one_by_one(gain, room, wanted) if norm == "l1" else _together(gain, room, wanted, norm)
-    return _like(length.mul_(towards.sign_()), point)
+    return _like(length.mul_(sign), point)
 
 
 def dual_norm(normal: Float[Tensor, "*n c h w"], norm: str) -> Float[Tensor, "*n"]:
@@ -65,7 +67,7 @@ def _together(gain: Tensor, room: Tensor, wanted: Tensor, norm: str) -> Tensor:
     length = torch.zeros_like(gain)
     left, going = wanted.clone(), wanted > 0
     for _ in range(_PASSES):
-        slope = torch.where(length < room, power, 0).sum(1)
+        slope = torch.sub(room, length).sign_().mul_(power).sum(1)  # of the pixels that have room left
         # Tangents lie above a concave function, hence no step goes beyond the root. Rows that are there stay: a row
         # must not depend on how many passes the others need.
         going = going & (left > _CLOSE * wanted) & (slope > 0)
