@@ -108,9 +108,18 @@ def play(page, folder, *, with_commands):
 
 
 PAGES = (
-    "adding-a-check.md", "adding-a-method.md", "concepts.md", "deployed.md", "exit-codes.md", "index.md", "ood.md", "policy.md",
-    "proofs.md", "robustness.md", "tutorial.md",
-)  # fmt: skip
+    "adding-a-check.md",
+    "adding-a-method.md",
+    "concepts.md",
+    "deployed.md",
+    "exit-codes.md",
+    "index.md",
+    "ood.md",
+    "policy.md",
+    "proofs.md",
+    "robustness.md",
+    "tutorial.md",
+)
 
 
 @pytest.mark.parametrize("name", PAGES)
