@@ -34,8 +34,7 @@ def _competition(lab: Lab) -> Competition:
     test = lab.data.test
     recipes: dict[str, Base] = lab.pick(
         smoke={f"{e}-epochs": lab.small(epochs=e) for e in (1, 2, 4)} | {"narrow": lab.small(model="mlp", epochs=4)},
-        cpu={f"{e}-epochs": Base(epochs=e, per_class=1000) for e in (1, 2, 4)}
-        | {"convnet": Base(model="convnet", epochs=6)},
+        cpu={f"{e}-epochs": Base(epochs=e) for e in (1, 2, 4)} | {"convnet": Base(model="convnet", epochs=6)},
     )
     models: dict[str, nn.Module] = {name: lab.model(base) for name, base in recipes.items()}
     models |= {"zoo": lab.zoo(), "robust": lab.zoo(robust=True)}
@@ -59,7 +58,7 @@ def _accuracies(lab: Lab) -> dict[str, float]:
     better="higher",
     threshold={"smoke": 0.5, "cpu": 0.75},
     note="With ten classes a class may be predicted nine times per bout instead of three, or no 30 images could be "
-    "chosen. Models trained for 1, 2 and 4 epochs, at cpu scale on 10,000 images, stand for snapshots of one training.",
+    "chosen. Models trained for 1, 2 and 4 epochs stand for snapshots of one training.",
 )
 def mad_ranks_models_by_few_labels(lab: Lab) -> Measured:
     """At most 30 labels per pair of six models; the truth is the accuracy on the whole pool."""
@@ -80,7 +79,10 @@ def mad_ranks_models_by_few_labels(lab: Lab) -> Measured:
     metric="mean gap in accuracy between two models on their bout / on random images",
     better="higher",
     threshold={"smoke": 1.5, "cpu": 3.0},
-    note="See mad-ranks-models-by-few-labels.",
+    note="See mad-ranks-models-by-few-labels. Did not hold in its first run at cpu scale (2.92). To save time, the "
+    "three weakest models had seen 10,000 images alone. They were right on 35 to 53 %, the others on 72 to 91 %, so "
+    "that two models were 27 points apart on random images already, and the ratio could not have passed 3.8. They see "
+    "all images again.",
 )
 def mad_sets_models_apart(lab: Lab) -> Measured:
     """Random samples are as large as the bouts, and drawn 50 times."""
