@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor, nn
 
 from holdfast.evasion import APGD, PGD
@@ -32,7 +34,7 @@ class _Sharpened(nn.Module):
 )
 def apgd_is_as_strong_as_well_tuned_pgd(lab: Lab) -> Measured:
     """Rightly classified images that survive APGD-CE, minus those that survive PGD with steps of eps / 4."""
-    count = lab.pick(smoke=100, cpu=512)
+    count = lab.pick(smoke=100, cpu=256)
     eps = lab.pick(smoke=0.15, cpu=8 / 255)
     model = lab.zoo(robust=True)
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
@@ -53,7 +55,7 @@ def apgd_is_as_strong_as_well_tuned_pgd(lab: Lab) -> Measured:
 )
 def targets_find_more_than_the_cross_entropy(lab: Lab) -> Measured:
     """Survival under APGD with nine targets minus survival under APGD-CE, on a robust model."""
-    count = lab.pick(smoke=100, cpu=256)
+    count = lab.pick(smoke=100, cpu=128)
     eps = lab.pick(smoke=0.15, cpu=8 / 255)
     model = lab.zoo(robust=True)
     x, y = correctly_classified(model, lab.data.test, lab.run, count)
@@ -62,6 +64,7 @@ def targets_find_more_than_the_cross_entropy(lab: Lab) -> Measured:
     return Measured.difference(targeted, untargeted, "survival under apgd-ce")
 
 
+@functools.lru_cache(maxsize=1)
 def _survival_of_the_sharpened(lab: Lab) -> tuple[Tensor, Tensor, Tensor]:
     """Who survives PGD-CE, APGD-CE and APGD-DLR, on an undefended model with sharpened logits."""
     count = lab.pick(smoke=60, cpu=256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -24,6 +26,14 @@ def _radius(lab: Lab) -> float:
     return float(lab.pick(smoke=0.15, cpu=8 / 255))
 
 
+@functools.lru_cache(maxsize=1)
+def _on_robust(lab: Lab, count: int) -> tuple[nn.Module, Tensor, Tensor, StagedOutcome]:
+    """The bundled robust model, images it classifies rightly, and how AutoAttack does on them."""
+    model = lab.zoo(robust=True)
+    x, y = correctly_classified(model, lab.data.test, lab.run, count)
+    return model, x, y, _attack(lab).run(model, x, y, run=lab.run)
+
+
 def _stages(outcome: StagedOutcome) -> dict[str, float]:
     return {stage.name: stage.robust_accuracy for stage in outcome.stages}
 
@@ -38,13 +48,10 @@ def _stages(outcome: StagedOutcome) -> dict[str, float]:
 )
 def autoattack_is_the_worst_case_of_its_members(lab: Lab) -> Measured:
     """Survival of a robust model, under AutoAttack and under each member on all images; infinite if a stage rises."""
-    model = lab.zoo(robust=True)
-    x, y = correctly_classified(model, lab.data.test, lab.run, lab.pick(smoke=50, cpu=256))
-    attack = _attack(lab)
-    outcome = attack.run(model, x, y, run=lab.run)
+    model, x, y, outcome = _on_robust(lab, lab.pick(smoke=50, cpu=80))
     accuracies = [outcome.clean_accuracy, *_stages(outcome).values()]
     falling = accuracies == sorted(accuracies, reverse=True)
-    members = attack.members(lab.data.num_classes)
+    members = _attack(lab).members(lab.data.num_classes)
     alone = {name: m.run(model, x, y, run=lab.run).robust_accuracy for name, m in members.items()}
     lowest = min(alone.values())
     return Measured(
@@ -66,9 +73,7 @@ def autoattack_is_the_worst_case_of_its_members(lab: Lab) -> Measured:
 )
 def autoattack_finds_more_than_pgd(lab: Lab) -> Measured:
     """Survival of rightly classified images of an adversarially trained model."""
-    model = lab.zoo(robust=True)
-    x, y = correctly_classified(model, lab.data.test, lab.run, lab.pick(smoke=80, cpu=256))
-    outcome = _attack(lab).run(model, x, y, run=lab.run)
+    model, x, y, outcome = _on_robust(lab, 80)
     pgd = PGD(eps=_radius(lab), steps=20).run(model, x, y, run=lab.run)
     return Measured.difference(
         ~pgd.success,

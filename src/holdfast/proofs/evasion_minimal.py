@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +30,13 @@ def _distances(attack: MinimalAttack, model: nn.Module, x: Tensor, y: Tensor, ru
     """How far the attack had to go; infinite where it failed."""
     outcome = attack.run(model, x, y, run=run)
     return outcome.distance.masked_fill(~outcome.success, float("inf"))
+
+
+@functools.lru_cache(maxsize=16)
+def _reach(lab: Lab, attack: MinimalAttack, *, smoke: int, cpu: int, robust: bool = False) -> Tensor:
+    """The distances on a bundled model's first right images; kept, since proofs share attacks."""
+    model = lab.zoo(robust=robust)
+    return _distances(attack, model, *_images(lab, model, smoke, cpu), lab.run)
 
 
 def _fgsm_distances(model: nn.Module, x: Tensor, y: Tensor, run: Run) -> Tensor:
@@ -109,9 +117,8 @@ def _images(lab: Lab, model: nn.Module, smoke: int, cpu: int) -> tuple[Tensor, T
 )
 def deepfool_always_succeeds(lab: Lab) -> Measured:
     """The share of rightly classified images fooled in l_2 and in l_inf."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 100, 256)
-    l2, linf = (_distances(DeepFool(norm=norm), model, x, y, lab.run) for norm in ("l2", "linf"))
+    x, _ = _images(lab, lab.zoo(), 100, 256)
+    l2, linf = (_reach(lab, DeepFool(norm=norm), smoke=100, cpu=256) for norm in ("l2", "linf"))
     rho = float(l2.mean() / x.flatten(1).norm(dim=1).mean())
     return _success(torch.cat([l2, linf]), median_l2=float(l2.median()), median_linf=float(linf.median()), rho=rho)
 
@@ -145,11 +152,8 @@ def deepfool_needs_far_less_than_fgsm(lab: Lab) -> Measured:
 )
 def deepfool_sees_robustness(lab: Lab) -> Measured:
     """Median norms for two networks, each on the images it classifies rightly."""
-    attack, found = DeepFool(norm=lab.pick(smoke="linf", cpu="l2")), []
-    for robust in (True, False):
-        model = lab.zoo(robust=robust)
-        x, y = _images(lab, model, 100, 256)
-        found.append(_distances(attack, model, x, y, lab.run))
+    attack = DeepFool(norm=lab.pick(smoke="linf", cpu="l2"))
+    found = [_reach(lab, attack, smoke=100, cpu=256, robust=robust) for robust in (True, False)]
     same = min(map(len, found))
     return _ratio(found[0][:same], found[1][:same], "median of the standard network", lab.run, paired=False)
 
@@ -164,9 +168,7 @@ def deepfool_sees_robustness(lab: Lab) -> Measured:
 )
 def cw_nearly_always_succeeds(lab: Lab) -> Measured:
     """The share of rightly classified images fooled in l_2."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 64, 64)
-    found = _distances(CW(binary_steps=5), model, x, y, lab.run)
+    found = _reach(lab, CW(binary_steps=5), smoke=64, cpu=64)
     return _success(found, median=float(found.median()))
 
 
@@ -180,9 +182,7 @@ def cw_nearly_always_succeeds(lab: Lab) -> Measured:
 )
 def cw_needs_no_more_than_deepfool(lab: Lab) -> Measured:
     """Median l_2 norms on an undefended network."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 32, 64)
-    ours, theirs = (_distances(attack, model, x, y, lab.run) for attack in (CW(), DeepFool()))
+    ours, theirs = (_reach(lab, attack, smoke=32, cpu=64) for attack in (CW(), DeepFool()))
     return _ratio(ours, theirs, "median of deepfool", lab.run)
 
 
@@ -199,9 +199,7 @@ def cw_needs_no_more_than_deepfool(lab: Lab) -> Measured:
 )
 def boundary_comes_near(lab: Lab) -> Measured:
     """Median l_2 norms after 2,000 queries and after the 20 that find and blend the noise."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 24, 24)
-    after, before = (_distances(Boundary(queries=q), model, x, y, lab.run) for q in (2000, 20))
+    after, before = (_reach(lab, Boundary(queries=q), smoke=24, cpu=24) for q in (2000, 20))
     return _ratio(after, before, "median of the start", lab.run)
 
 
@@ -215,9 +213,8 @@ def boundary_comes_near(lab: Lab) -> Measured:
 )
 def hopskipjump_beats_boundary(lab: Lab) -> Measured:
     """Median l_2 norms after 1,000 (smoke) or 2,000 queries."""
-    model, queries = lab.zoo(), lab.pick(smoke=1000, cpu=2000)
-    x, y = _images(lab, model, 48, 24)
-    ours, theirs = (_distances(a(queries=queries), model, x, y, lab.run) for a in (HopSkipJump, Boundary))
+    queries = lab.pick(smoke=1000, cpu=2000)
+    ours, theirs = (_reach(lab, a(queries=queries), smoke=48, cpu=24) for a in (HopSkipJump, Boundary))
     return _ratio(ours, theirs, "median of boundary", lab.run)
 
 
@@ -232,10 +229,8 @@ def hopskipjump_beats_boundary(lab: Lab) -> Measured:
 )
 def hopskipjump_comes_near_gradients(lab: Lab) -> Measured:
     """Median l_2 norms; the details show how they fall with the queries."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 24, 24)
-    curve = {q: _distances(HopSkipJump(queries=q), model, x, y, lab.run) for q in (200, 500, 2000)}
-    theirs = _distances(DeepFool(), model, x, y, lab.run)
+    curve = {q: _reach(lab, HopSkipJump(queries=q), smoke=24, cpu=24) for q in (200, 500, 2000)}
+    theirs = _reach(lab, DeepFool(), smoke=24, cpu=24)
     medians = {f"median_after_{q}": float(d.median()) for q, d in curve.items()}
     return _ratio(curve[2000], theirs, "median of deepfool", lab.run, details=medians)
 
@@ -250,10 +245,9 @@ def hopskipjump_comes_near_gradients(lab: Lab) -> Measured:
 )
 def hopskipjump_improves_with_queries(lab: Lab) -> Measured:
     """The median l_2 norm over the one with fewer queries, at 200, 500 and 2,000: the larger of the two ratios."""
-    model = lab.zoo()
-    x, y = _images(lab, model, 24, 24)
-    medians = [float(_distances(HopSkipJump(queries=q), model, x, y, lab.run).median()) for q in (200, 500, 2000)]
-    return Measured(value=_largest_step(medians), n=len(x), details={"medians": medians})
+    found = [_reach(lab, HopSkipJump(queries=q), smoke=24, cpu=24) for q in (200, 500, 2000)]
+    medians = [float(d.median()) for d in found]
+    return Measured(value=_largest_step(medians), n=len(found[0]), details={"medians": medians})
 
 
 def _largest_step(medians: Sequence[float]) -> float:
