@@ -13,9 +13,8 @@ from torch import nn
 
 from holdfast import catalog, stats
 from holdfast.audit.check import Answer, Check, Remedy
-from holdfast.audit.findings import Action, Chart, Figure, Gallery, Metric, Series, Table
-from holdfast.audit.numbers import quantity
-from holdfast.audit.pictures import picture
+from holdfast.audit.findings import Action, Metric
+from holdfast.audit.ood_figures import Floats, Kinds, auroc_chart, gallery, histogram, ranking, table
 from holdfast.audit.subject import SHIFTED, UNKNOWN, Subject
 from holdfast.data import to_float
 from holdfast.errors import UserError
@@ -33,14 +32,11 @@ from holdfast.ood import (
 
 __all__ = ["UnknownInputs"]
 
-Floats = NDArray[np.float64]
 Scores = Mapping[str, Mapping[str, Floats]]  # by detector, then by split
 Halves = Mapping[str, NDArray[np.bool_]]  # by split, the images that judge
-Kinds = Mapping[str, str]  # near or far, by set
 
 _RESAMPLES = 500
 _FEWEST = 20  # images of a set that can be halved
-_DRAWN = 6  # detectors that a bar chart can show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +86,11 @@ class UnknownInputs(Check):
                 *_each(comparison, kinds, best),
             ],
             figures=[
-                _auroc_chart(comparison, kinds),
-                _histogram(best, scores[best], kinds),
-                _ranking(comparison, kinds, best, {d: value for d, (value, _, _) in spectrum.items()}),
-                _table(comparison, kinds),
-                *_gallery(subject, best, scores[best], kinds),
+                auroc_chart(comparison, kinds),
+                histogram(best, scores[best], kinds),
+                ranking(comparison, kinds, best, {d: value for d, (value, _, _) in spectrum.items()}),
+                table(comparison, kinds),
+                *gallery(subject, best, scores[best], kinds),
             ],
             remedies=[
                 Remedy(
@@ -270,143 +266,6 @@ def _each(comparison: Comparison, kinds: Kinds, best: str) -> list[Metric]:
         for s, result in comparison.separations[name].items()
         for field, title, unit, better in (fields if name == best else fields[:1])
     ]
-
-
-def _auroc_chart(comparison: Comparison, kinds: Kinds) -> Chart:
-    """The AUROC of every detector on every set: bars, or a map where they are many."""
-    by_detector = [(standing.name, comparison.separations[standing.name]) for standing in comparison.ranking]
-    if len(by_detector) > _DRAWN:
-        return Chart(
-            kind="heatmap",
-            title="AUROC by detector and set",
-            x_label="set",
-            y_label="detector, the best mean first",
-            series=[
-                Series(name=name, x=list(kinds), y=[by_set[s].auroc for s in kinds]) for name, by_set in by_detector
-            ],
-            y_range=(0.5, 1),
-        )
-    return Chart(
-        kind="bar",
-        title="AUROC by set and detector",
-        y_label="AUROC",
-        series=[
-            Series(
-                name=name,
-                x=[f"{s} ({kind})" for s, kind in kinds.items()],
-                y=[by_set[s].auroc for s in kinds],
-                low=[by_set[s].intervals["auroc"][0] for s in kinds],
-                high=[by_set[s].intervals["auroc"][1] for s in kinds],
-            )
-            for name, by_set in by_detector
-        ],
-        y_range=(0, 1),
-        level=0.5,
-        level_label="chance",
-    )
-
-
-def _histogram(best: str, scores: Mapping[str, Floats], kinds: Kinds) -> Chart:
-    groups = {"known": scores["test"]}
-    for kind in ("near", "far"):
-        of_kind = [scores[f"{UNKNOWN}{s}"] for s in kinds if kinds[s] == kind]
-        if of_kind:
-            groups[f"unknown, {kind}"] = np.concatenate(of_kind)
-    if SHIFTED in scores:
-        groups["known, corrupted"] = scores[SHIFTED]
-    low, high = np.quantile(np.concatenate(list(groups.values())), [0.001, 0.999])
-    edges = np.linspace(low, high if high > low else low + 1, 41)
-    series = []
-    for name, values in groups.items():
-        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-        series.append(Series(name=name, x=((edges[:-1] + edges[1:]) / 2).tolist(), y=(counts / len(values)).tolist()))
-    return Chart(
-        kind="histogram",
-        title=f"Scores of {best}",
-        x_label="anomaly score",
-        y_label="share of images",
-        series=series,
-        caption="The two-thousandths of the images with extreme scores stand at the ends.",
-    )
-
-
-def _ranking(comparison: Comparison, kinds: Kinds, best: str, spectrum: Mapping[str, float]) -> Table:
-    rows: list[list[str | float | int | None]] = []
-    for standing in comparison.ranking:
-        by_set = comparison.separations[standing.name]
-        means = [_mean([by_set[s].auroc for s in kinds if kinds[s] == kind]) for kind in ("near", "far")]
-        said = "chosen" if standing.name == best else f"{standing.interval[0]:+.4f} to {standing.interval[1]:+.4f}"
-        tie = "" if standing.name == best else ("yes" if standing.tied else "no")
-        full = [spectrum[standing.name]] if spectrum else []
-        rows.append([standing.name, standing.auroc, *means, *full, said, tie])
-    return Table(
-        title="Ranking of detectors",
-        columns=[
-            "detector",
-            "mean AUROC",
-            "near",
-            "far",
-            *(["half of the known corrupted"] if spectrum else []),
-            f"behind {best}, 95 % interval",
-            "may be chance",
-        ],
-        rows=rows,
-        caption="Near and far sets count alike. The differences are paired over images: all detectors saw the same. "
-        f"`holdfast ood fit --detector {shlex.quote(best)}` makes a monitor of the chosen one.",
-    )
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _table(comparison: Comparison, kinds: Kinds) -> Table:
-    rows: list[list[str | float | int | None]] = [
-        [standing.name, s, kinds[s], r.n_out, r.auroc, r.aupr_out, r.aupr_in, r.fpr95_id, r.fpr95_ood]
-        for standing in comparison.ranking
-        for s, r in comparison.separations[standing.name].items()
-    ]
-    return Table(
-        title="Detectors by set",
-        columns=[
-            "detector",
-            "set",
-            "kind",
-            "images",
-            "AUROC",
-            "AUPR, unknown",
-            "AUPR, known",
-            "unknown accepted at 95 % known",
-            "known flagged at 95 % unknown",
-        ],
-        rows=rows,
-        percent=["unknown accepted at 95 % known", "known flagged at 95 % unknown"],
-        caption="FPR95 is given both ways round, since papers differ. AUPR depends on the sizes of the sets.",
-    )
-
-
-def _gallery(subject: Subject, best: str, scores: Mapping[str, Floats], kinds: Kinds) -> list[Figure]:
-    """The unknown images that look most normal, the sets taking turns."""
-    classes, groups = subject.data.classes, []
-    order = {s: np.argsort(scores[f"{UNKNOWN}{s}"], kind="stable") for s in kinds}
-    for turn in range(subject.profile.gallery):
-        s = list(kinds)[turn % len(kinds)]
-        place = turn // len(kinds)
-        if place >= len(order[s]):
-            continue
-        i = int(order[s][place])
-        seen = subject.predictions(f"{UNKNOWN}{s}")
-        known_below = float((scores["test"] <= scores[f"{UNKNOWN}{s}"][i]).mean())
-        groups.append(
-            [
-                picture(
-                    subject.images(f"{UNKNOWN}{s}").x[i],
-                    f"{classes[seen.label[i]]}, {quantity(float(seen.confidence[i]), 'rate')}",
-                    f"{s} ({kinds[s]}); {quantity(1 - known_below, 'rate')} of known images score as more unusual",
-                )
-            ]
-        )
-    return [Gallery(title="Unknown images scored as normal", groups=groups, caption=f"By {best}.")]
 
 
 def _samples(scores: Scores, judging: Halves) -> dict[str, dict[str, NDArray[Any]]]:
