@@ -68,8 +68,14 @@ def bench(request):
         ("kpca-ood(kernel=linear, explained=0.9)", {"off-span": 0.80, "between": 0.50, "small": 0.0}),
         ("kpca-ood(kernel=cosine, explained=0.85)", {"off-span": 0.98, "between": 0.62, "small": 0.50}),
         ("kpca-ood(size=1024)", {"off-span": 0.997, "between": 0.99, "small": 0.50}),
-        ("kpca-cogau(gamma=2, size=512, explained=0.8)", {"off-span": 0.997, "between": 0.99, "small": 0.50}),
-        ("kpca-cogau(gamma=0.5, size=512, explained=0.8)", {"off-span": 0.996, "between": 0.966, "small": 0.50}),
+        (
+            "kpca-cogau(gamma=2, size=512, explained=0.8, residual=rkhs)",
+            {"off-span": 0.997, "between": 0.99, "small": 0.50},
+        ),
+        (
+            "kpca-cogau(gamma=0.5, size=512, explained=0.8, residual=rkhs)",
+            {"off-span": 0.996, "between": 0.966, "small": 0.50},
+        ),
         (
             "kpca-cogau(gamma=0.5, size=512, explained=0.8, residual=official)",
             {"off-span": 0.946, "between": 0.957, "small": 0.50},

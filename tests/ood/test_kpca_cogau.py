@@ -41,7 +41,7 @@ def exact_errors(train, test, q):
 
 def test_with_all_landmarks_it_is_exact_kernel_pca(sets):
     train, test = sets
-    found = fitted(of(train), size=200, explained=0.9)
+    found = fitted(of(train), size=200, explained=0.9, residual="rkhs")
     expected = exact_errors(train, torch.cat([test, -test]), found.state["basis"].shape[1])
     torch.testing.assert_close(found.score(of(torch.cat([test, -test]))), expected, atol=1e-6, rtol=0)
 
@@ -83,7 +83,9 @@ def test_copies_of_landmarks_change_nothing(sets):
 
 def test_what_is_far_from_all_landmarks_seems_rebuilt_unless_the_lost_part_is_counted(sets):
     train, _ = sets
-    (detector,) = fit_on_features(["kpca-cogau(gamma=20, size=200, explained=0.9)"], of(train), None).values()
+    (detector,) = fit_on_features(
+        ["kpca-cogau(gamma=20, size=200, explained=0.9, residual=rkhs)"], of(train), None
+    ).values()
     (official,) = fit_on_features(
         ["kpca-cogau(gamma=20, size=200, explained=0.9, residual=official)"], of(train), None
     ).values()

@@ -46,12 +46,13 @@ class KernelPCACoGau(
 ):
     """A large reconstruction error in the space spanned by landmarks marks an anomaly.
 
-    The span of the landmarks loses what is far from all of them, and with it that part of the error: with
-    ``residual="official"``, as published, a feature far from everything may seem rebuilt without error. As the kernel
-    of a feature with itself is 1, the lost part is known, and ``"rkhs"`` adds it. Where the landmarks cover the
-    features, as with the paper's small `gamma`, the two agree.
+    The span of the landmarks loses what is far from all of them, and with it that part of the error: a feature far
+    from everything may seem rebuilt without error. As the kernel of a feature with itself is 1, the lost part is known,
+    and ``residual="rkhs"`` adds it. That is for random landmarks. The least confident ones are far from the most
+    confident images, which then lose most and rank as anomalies. Where the landmarks cover the features, as with the
+    paper's small `gamma`, both residuals agree.
 
-    Defaults but for `residual` are the paper's for a ResNet-50 on ImageNet.
+    Defaults are the paper's for a ResNet-50 on ImageNet.
 
     Args:
         approximation: of the kernel, by landmarks (``"nystroem"``) or ``"random-features"``, which is `kpca-ood`.
@@ -59,7 +60,8 @@ class KernelPCACoGau(
             ``"random"`` ones.
         size: number of landmarks, at most that of the training features; or of random features.
         gamma: of the Gaussian kernel ``exp(-gamma |a - b|^2)`` between features of unit length.
-        residual: see above; random features have no part left out, and the same error either way.
+        residual: ``"official"`` as published, or ``"rkhs"``, see above; random features have no part left out, and the
+            same error either way.
         seed: which landmarks or random features are drawn, where they are.
         explained: share of the training features' variance that the subspace holds.
         fuse: a detector to fuse the error with: ``msp``, ``energy``, ``react`` or ``bats``; the latter two clip the
@@ -70,7 +72,7 @@ class KernelPCACoGau(
     landmarks: Literal["least-confident", "random"] = "least-confident"
     size: Annotated[int, Field(ge=2)] = 2048
     gamma: Annotated[float, Field(gt=0)] = 0.15
-    residual: Literal["rkhs", "official"] = "rkhs"
+    residual: Literal["official", "rkhs"] = "official"
     seed: Annotated[int, Field(ge=0)] = 0
     explained: Annotated[float, Field(gt=0, lt=1)] = 0.995
     fuse: Detector | None = None
@@ -81,8 +83,8 @@ class KernelPCACoGau(
         """The landmarks (M, D) on the sphere, and the root of their kernel's inverse (M, R), float64.
 
         Warns:
-            PoorLandmarks: they are all of one class; or their span holds too little of most features for the
-                ``"official"`` residual.
+            PoorLandmarks: they are all of one class; or their span holds too little of most features for this
+                residual.
         """
         if self.approximation == "random-features":
             return random_frequencies(h.shape[1], self.size, self.gamma, self.seed)
@@ -96,13 +98,16 @@ class KernelPCACoGau(
         state = {"landmarks": marks, "whitening": vectors[:, kept] / values[kept].sqrt()}
         if len(features.y[chosen.cpu()].unique()) == 1 < len(features.y.unique()):
             warnings.warn(f"{self}: all landmarks are of one class.", PoorLandmarks, stacklevel=2)
-        if self.residual == "official" and len(others):
+        if len(others) and (self.residual == "official" or self.landmarks == "least-confident"):
             held_out = others[torch.linspace(0, len(others) - 1, min(len(others), 2000)).long()]
             covered = float(self.phi(h[held_out].double(), state).square().sum(1).median())
             if covered < _COVERED:
+                harm, remedy = "anomalies may get small errors", "residual=rkhs with landmarks=random"
+                if self.residual == "rkhs":
+                    harm, remedy = "images the model is sure of may get large errors", "landmarks=random"
                 warnings.warn(
-                    f"{self}: the landmarks span only {covered:.0%} of most features, so anomalies may get small "
-                    "errors; take a smaller gamma, more landmarks, or residual=rkhs.",
+                    f"{self}: the landmarks span only {covered:.0%} of most features, so {harm}; take a smaller gamma, "
+                    f"more landmarks, or {remedy}.",
                     PoorLandmarks,
                     stacklevel=2,
                 )

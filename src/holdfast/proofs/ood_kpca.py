@@ -100,17 +100,22 @@ def kernel_pca_does_not_depend_on_the_draw(lab: Lab) -> Measured:
     metric="gain in mean AUROC",
     better="higher",
     threshold={"smoke": -0.03, "cpu": -0.03},
+    note="Changed after its first run at cpu scale, which failed (-0.094): it then took the residual in the whole "
+    "kernel space, ours and at that time the default. With the least confident images as landmarks, images the model "
+    "is sure of lie furthest outside their span, and that part of the error makes them anomalies. It now takes the "
+    "published residual; threshold and other settings are as they were.",
 )
 def landmarks_need_fewer_dimensions(lab: Lab) -> Measured:
-    """512 landmarks against 1024 random features; random landmarks and the published residual for comparison."""
+    """512 landmarks against 1024 random features; other landmarks and the other residual for comparison."""
     measured = against(lab, _COGAU, _CORP, "far")
     others = {
-        "random landmarks": _COGAU.replace(")", ", landmarks=random)"),
-        "official residual": _COGAU.replace(")", ", residual=official)"),
+        "random": _COGAU.replace(")", ", landmarks=random)"),
+        "least confident, rkhs": _COGAU.replace(")", ", residual=rkhs)"),
+        "random, rkhs": _COGAU.replace(")", ", landmarks=random, residual=rkhs)"),
     }
     measured.details["mean AUROC"] = {
         name: {d: round(bench(lab).auroc(spec, d), 4) for d in sorted(set(bench(lab).distances.values()))}
-        for name, spec in {"least confident, rkhs": _COGAU, **others}.items()
+        for name, spec in {"least confident": _COGAU, **others}.items()
     }
     return measured
 
