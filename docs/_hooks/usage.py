@@ -136,6 +136,23 @@ _PYTHON = {
             "callback": "callbacks=[{made}]",
         }.items()
     },
+    **dict.fromkeys(
+        ("outlier-exposure", "energy-bounded", "pascl"),
+        """
+        from holdfast import Run
+        from holdfast.data import SyntheticOutliers, load_data
+        from holdfast.models import build_model
+        from holdfast.training import fit
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = build_model("convnet", num_classes=data.num_classes, image_shape=data.shape, run=run)
+
+        outliers = SyntheticOutliers()(data.train, run=run)
+        trained = fit(model, data.train, epochs=1, objective={made}, companions={{"outliers": outliers}}, run=run).model
+        """,
+    ),
     "pubdef": """
         from holdfast import Run
         from holdfast.data import load_data

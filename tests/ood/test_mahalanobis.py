@@ -63,10 +63,13 @@ def test_training_images_lie_as_many_units_from_their_means_as_there_are_directi
     assert fitted_scores(Mahalanobis(), one_class, one_class).mean() == pytest.approx(6)
 
 
-def test_with_one_class_the_relative_distance_is_0(sets):
+def test_with_one_class_the_relative_distance_would_be_0_and_is_refused(sets):
     known, queries = sets
-    scores = fitted_scores(RelativeMahalanobis(), of(known.penultimate), queries)
-    assert scores.abs().max() < 1e-9
+    one_class = of(known.penultimate)
+    whole = fitted_scores(Mahalanobis(), one_class, queries)
+    assert whole.std() > 0  # it is the difference to all images that vanishes
+    with pytest.raises(UserError, match="all training images are of one class"):
+        RelativeMahalanobis().fit_features(one_class, None)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -94,7 +97,7 @@ def test_a_class_with_one_image_is_a_class_like_others(sets, detector):
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_features_that_are_all_alike_are_refused_in_one_sentence(detector):
     with pytest.raises(UserError, match=f"{detector.id}: the training features are all alike"):
-        detector.fit_features(of(torch.ones(20, 3)), None)
+        detector.fit_features(of(torch.ones(20, 3), torch.arange(20) % 2), None)
 
 
 def test_a_large_offset_does_not_cost_digits(sets):
