@@ -49,16 +49,16 @@ _PYTHON = {
     "detector": """
         from holdfast import Run
         from holdfast.data import load_data
-        from holdfast.models import extract, load_model
-        from holdfast.ood import fit_detectors
+        from holdfast.models import load_model
+        from holdfast.ood import fit_detectors, score_detectors
         from {module} import {name}
 
         run = Run()
         data = load_data("digits")
         model = load_model("zoo:digits-convnet")
 
-        [detector] = fit_detectors([{made}], model, data.train, run=run).values()
-        scores = detector.score(extract(model, data.test, run=run))  # higher is more anomalous
+        detectors = fit_detectors([{made}], model, data.train, run=run)
+        [scores] = score_detectors(detectors, model, data.test, run=run).values()  # higher is more anomalous
         """,
     "calibrator": """
         from holdfast import Run
