@@ -6,6 +6,8 @@ import os
 if not os.environ.get("HOLDFAST_TEST_CUDA"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,10 @@ settings.register_profile(
     "calm", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "calm"))
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

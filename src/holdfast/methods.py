@@ -140,12 +140,14 @@ class Objective(Method, kind="objective"):
     `columns` of the training set come in ``step.columns``. With `views` above 1, every image comes as often, changed by
     its own draw of the training's transforms: first as the batch, then in ``step.views``. `companions` are further sets
     of images, outliers or images to be forgotten, that the user gives by these names; a batch of each comes in
-    ``step.companions``. What it must learn beside the model is in `heads`.
+    ``step.companions``, changed by the transforms as well but for those in `unchanged`. What it must learn beside the
+    model is in `heads`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 1
     companions: ClassVar[tuple[str, ...]] = ()
+    unchanged: ClassVar[tuple[str, ...]] = ()
 
     def companion_size(self, name: str, count: int) -> int:
         """How many images of a companion come with `count` training images; as many, unless the objective says so."""
@@ -207,6 +209,9 @@ class Callback(Method, kind="callback"):
 
     def on_start(self, state: Any) -> None:
         """Before the first step."""
+
+    def on_gradient(self, state: Any) -> None:
+        """After every gradient, before the optimizer uses it; a wrapper may ask for several in a step."""
 
     def on_step(self, state: Any) -> None:
         """After every optimizer step."""

@@ -33,6 +33,7 @@ TRIED = [
     *([0.25, 0.5], [1, 2, 3]),
     *("http://localhost:5000", ["cat->animal"], ["pgd"], ["flip"], ["jigsaw"]),
     *("sgd(lr=0.5)", "cosine(warmup=0.25)", "crop(padding=2)", "flip(p=0.25)", "pgd(steps=3)", "energy"),
+    *("global-magnitude(sparsity=0.5)", "ft(epochs=3)"),
 ]
 NONSENSE = [math.nan, math.inf, -math.inf, object(), {"a": 1}, "no such thing", [[["x"]]]]
 

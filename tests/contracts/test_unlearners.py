@@ -54,8 +54,8 @@ def images():
 
 @pytest.fixture(params=UNLEARNERS, ids=lambda m: m.id)
 def method(request):
-    """The unlearner, short."""
-    fields = {"epochs": 1, "batch_size": 20}
+    """The unlearner, short, and strong enough to change a model that knows nothing."""
+    fields = {"epochs": 1, "batch_size": 20, "alpha": 0.5, "samples": 20}
     return request.param(**{name: fields[name] for name in fields if hasattr(request.param, name)})
 
 

@@ -8,10 +8,9 @@ from holdfast.training.batches import Plan, evaluation_batches, one_ahead, prepa
 @pytest.mark.parametrize(("count", "ranks", "accumulate"), [(48, 1, 1), (50, 2, 1), (53, 3, 2), (7, 2, 1)])
 def test_processes_see_disjoint_images_and_equally_many(count, ranks, accumulate):
     plans = [Plan(count=count, batch_size=4, accumulate=accumulate, rank=rank, ranks=ranks) for rank in range(ranks)]
-    order = plans[0].order(0, Run())
     seen = []
-    for step in range(plans[0].steps):
-        shares = [torch.cat(plan.parts(order, step)) for plan in plans]
+    for step in plans[0].batches(0, Run()):
+        shares = [torch.cat(plan.parts(step)) for plan in plans]
         assert len({len(share) for share in shares}) == 1
         seen += [i for share in shares for i in share.tolist()]
     assert len(seen) == len(set(seen))
@@ -20,17 +19,17 @@ def test_processes_see_disjoint_images_and_equally_many(count, ranks, accumulate
 
 def test_every_image_is_seen_once_per_epoch_in_an_order_of_its_own():
     plan, run = Plan(count=20, batch_size=8), Run()
-    orders = [plan.order(epoch, run) for epoch in range(2)]
-    assert all(sorted(order.tolist()) == list(range(20)) for order in orders)
-    assert not torch.equal(orders[0], orders[1])
-    assert [len(part) for step in range(plan.steps) for part in plan.parts(orders[0], step)] == [8, 8, 4]
+    epochs = [plan.batches(epoch, run) for epoch in range(2)]
+    assert all(sorted(torch.cat(steps).tolist()) == list(range(20)) for steps in epochs)
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    assert [len(part) for step in epochs[0] for part in plan.parts(step)] == [8, 8, 4]
 
 
 def test_a_batch_of_one_is_left_out_because_batch_norm_cannot_use_it():
-    assert Plan(count=17, batch_size=8).steps == 2
-    assert Plan(count=18, batch_size=8).steps == 3
-    assert Plan(count=1, batch_size=8).steps == 1  # there is nothing else
-    assert Plan(count=1, batch_size=8, ranks=2).steps == 0
+    assert Plan(count=17, batch_size=8).steps(0) == 2
+    assert Plan(count=18, batch_size=8).steps(0) == 3
+    assert Plan(count=1, batch_size=8).steps(0) == 1  # there is nothing else
+    assert Plan(count=1, batch_size=8, ranks=2).steps(0) == 0
 
 
 def test_a_batch_is_taken_by_index_and_scaled_to_one(noise):

@@ -20,8 +20,7 @@ def by_hand(model, images, *, epochs, batch_size, lr, run):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     x, y = images.x.float() / 255, images.y
     for epoch in range(epochs):
-        order = Plan(count=len(images), batch_size=batch_size).order(epoch, run)
-        for indices in order.split(batch_size):
+        for indices in Plan(count=len(images), batch_size=batch_size).batches(epoch, run):
             optimizer.zero_grad()
             F.cross_entropy(model(x[indices]), y[indices]).backward()
             optimizer.step()

@@ -3,33 +3,13 @@
 import pytest
 import torch
 
-from holdfast.data import load_data
 from holdfast.errors import UserError
 from holdfast.models import build_model, extract
 from holdfast.run import Run
-from holdfast.training import SGD, Constant, fit
+from holdfast.training import SGD, Constant
 from holdfast.unlearning import FT, Retrain, divergences, forgetting
 
 QUICK = {"epochs": 4, "batch_size": 64, "optimizer": SGD(lr=0.05, nesterov=False), "crop": None, "flip": None}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def split(digits):
-    """Class 3 is to be forgotten."""
-    forgotten = digits.train.y == 3
-    return digits.train.select(forgotten), digits.train.select(~forgotten), digits.test.select(digits.test.y != 3)
-
-
-@pytest.fixture(scope="module")
-def original(digits):
-    run = Run(seed=0)
-    model = build_model("mlp", num_classes=10, image_shape=digits.shape, run=run)
-    return fit(model, digits.train, epochs=6, optimizer=SGD(lr=0.1), run=run).model
 
 
 class Untouchable:

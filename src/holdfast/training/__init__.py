@@ -3,6 +3,7 @@
 `fit` trains any module on images in memory; `train` does so by a recipe and writes weights, metrics and a card.
 """
 
+from holdfast.training.clip_gradient import ClipGradient
 from holdfast.training.color_jitter import ColorJitter
 from holdfast.training.crop import Crop
 from holdfast.training.cross_entropy import CrossEntropy
@@ -12,6 +13,7 @@ from holdfast.training.flip import Flip
 from holdfast.training.grayscale import Grayscale
 from holdfast.training.logit_adjustment import LogitAdjustment
 from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer
+from holdfast.training.order import Alternating, InTurn, Order, Shuffled
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
 from holdfast.training.state import Companion, State, Step, statistics_kept
@@ -21,6 +23,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Alternating",
+    "ClipGradient",
     "ColorJitter",
     "Companion",
     "Constant",
@@ -31,12 +35,15 @@ __all__ = [
     "FitResult",
     "Flip",
     "Grayscale",
+    "InTurn",
     "LogitAdjustment",
     "MultiStep",
     "OneCycle",
     "Optimizer",
+    "Order",
     "Recipe",
     "Schedule",
+    "Shuffled",
     "State",
     "Step",
     "fit",

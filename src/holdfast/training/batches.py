@@ -20,6 +20,7 @@ from holdfast.data.images import Images, to_float
 from holdfast.errors import UserError
 from holdfast.methods import BatchTransform, Objective
 from holdfast.run import Run
+from holdfast.training.order import Order, Shuffled
 
 __all__ = ["Plan", "evaluation_batches", "one_ahead", "prepare", "read_columns", "resident"]
 
@@ -35,6 +36,7 @@ class Plan:
         batch_size: images per forward pass and process.
         accumulate: forward passes per optimizer step.
         rank, ranks: of this process, among how many.
+        given: the order of the images; ``None`` shuffles all of them in every epoch.
     """
 
     count: int
@@ -42,6 +44,7 @@ class Plan:
     accumulate: int = 1
     rank: int = 0
     ranks: int = 1
+    given: Order | None = None
 
     @property
     def per_step(self) -> int:
@@ -49,21 +52,27 @@ class Plan:
         return self.batch_size * self.accumulate * self.ranks
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps per epoch. A rest too small for batch normalisation, one image per process, is left out."""
-        whole, rest = divmod(self.count, self.per_step)
-        return whole + (1 if rest // self.ranks >= (2 if whole else 1) else 0)
+    def order(self) -> Order:
+        """The order of the images."""
+        return Shuffled(self.count) if self.given is None else self.given
 
-    def order(self, epoch: int, run: Run) -> Tensor:
-        """The order of the images in this epoch, the same in every process."""
-        return torch.randperm(self.count, generator=run.rng("order", epoch))
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in an epoch."""
+        return self.order.steps(epoch, self.per_step, self.ranks)
 
-    def parts(self, order: Tensor, step: int) -> list[Tensor]:
-        """The indices of this process's forward passes in one step.
+    def begin(self, epoch: int) -> int:
+        """Optimizer steps before an epoch."""
+        return sum(self.steps(before) for before in range(epoch))
+
+    def batches(self, epoch: int, run: Run) -> list[Tensor]:
+        """The images of each step of an epoch, the same in every process."""
+        return self.order.batches(epoch, self.per_step, self.ranks, run)
+
+    def parts(self, indices: Tensor) -> list[Tensor]:
+        """The indices of this process's forward passes in a step of these images.
 
         Processes get equally many images, so that the mean of their gradients is the gradient of the mean.
         """
-        indices = order[step * self.per_step : (step + 1) * self.per_step]
         share = indices[: len(indices) // self.ranks * self.ranks].chunk(self.ranks)[self.rank]
         parts = list(share.split(self.batch_size))
         return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts

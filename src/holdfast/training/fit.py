@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from holdfast.training.companions import check_companions
 from holdfast.training.cross_entropy import CrossEntropy
 from holdfast.training.loop import FitResult, Loop
 from holdfast.training.optimizers import SGD, Optimizer
+from holdfast.training.order import Order
 from holdfast.training.schedules import OneCycle, Schedule
 from holdfast.training.settings import Settings
 
@@ -34,6 +36,8 @@ def fit(
     callbacks: Sequence[Callback | str] = (),
     transforms: Sequence[BatchTransform | str] = (),
     companions: Mapping[str, Images] | None = None,
+    order: Order | None = None,
+    mode: Literal["train", "eval"] = "train",
     val: Images | None = None,
     ema: float | None = None,
     accumulate: int = 1,
@@ -55,8 +59,13 @@ def fit(
         batch_size: images per forward pass, in each process.
         objective, optimizer, schedule, wrapper, callbacks, transforms: methods, or specs such as ``"sgd(lr=0.1)"``.
         companions: further sets of images, by the names that the objective gives them, e.g. ``{"outliers": images}``. A
-            batch of each accompanies every training batch, changed by the same transforms; an image comes again only
+            batch of each accompanies every training batch, changed by the same transforms unless the objective says
+            otherwise; an image comes again only
             when all others of its set have come.
+        order: which images make up which step; by default each epoch shuffles all of them. `InTurn` and `Alternating`
+            keep two groups of images apart.
+        mode: of the model meanwhile. In ``"eval"``, batch normalisation uses its running statistics and leaves them as
+            they are, and dropout drops nothing.
         val: its accuracy is measured after every epoch, of the average where there is one.
         ema: keep a running average of the weights with this decay, e.g. 0.999.
         accumulate: forward passes per optimizer step; 2 with half the batch size is the same step as 1.
@@ -84,6 +93,8 @@ def fit(
         ema=ema,
         compile=compile,
         companions=dict(companions or {}),
+        order=order,
+        mode=mode,
     )
     if not len(images):
         raise UserError(f"{images.name}: there are no images to train on.")

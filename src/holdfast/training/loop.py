@@ -93,8 +93,9 @@ class Loop:
             accumulate=settings.accumulate,
             rank=self.fabric.global_rank,
             ranks=self.fabric.world_size,
+            given=settings.order,
         )
-        if not self.plan.steps:
+        if not self.plan.steps(0):
             raise UserError(f"{images.name}: {len(images)} images are too few for {self.plan.ranks} processes.")
         self.columns = read_columns(images, settings.objective)
         self.images, self.val = resident(images, self.device), val
@@ -120,7 +121,7 @@ class Loop:
             optimizer=optimizer,
             run=run,
             epochs=settings.epochs,
-            steps=settings.epochs * self.plan.steps,
+            steps=self.plan.begin(settings.epochs),
             average=None if settings.ema is None else averaged_copy(model),
             settings=words,
             main_process=self.fabric.is_global_zero,
@@ -158,9 +159,9 @@ class Loop:
 
     def _epoch(self, ticker: Ticker, interrupted: Callable[[], bool]) -> None:
         state, plan = self.state, self.plan
-        order = plan.order(state.epoch, self.run)
-        first = state.index - state.epoch * plan.steps
-        state.model.train()
+        order = plan.batches(state.epoch, self.run)
+        first = state.index - plan.begin(state.epoch)
+        state.model.train(self.settings.mode == "train")
         begin = last_save = time.monotonic()
         for place, batches in enumerate(self._batches(order, first), first):
             self._step(batches)
@@ -175,7 +176,7 @@ class Loop:
                 self._save(now - begin)
                 last_save = time.monotonic()
         self._look()
-        self._end_epoch(begin, plan.steps - first)
+        self._end_epoch(begin, len(order) - first)
         if self._first_says(interrupted()):
             raise KeyboardInterrupt
 
@@ -197,15 +198,15 @@ class Loop:
             speed = round(steps * plan.per_step / trained, 1)
             append_timing(out, epoch=state.epoch, seconds=round(trained, 3), images_per_second=speed)
 
-    def _batches(self, order: Tensor, first: int) -> Iterator[list[Batch]]:
-        """This process's batches of each step of the epoch from step `first` on."""
+    def _batches(self, order: list[Tensor], first: int) -> Iterator[list[Batch]]:
+        """This process's batches of each step of the epoch from step `first` on, of images in this order."""
         start = self.state.index - first
 
         def make(place: int) -> list[Batch]:
-            parts = enumerate(self.plan.parts(order, place), self.plan.rank * self.plan.accumulate)
+            parts = enumerate(self.plan.parts(order[place]), self.plan.rank * self.plan.accumulate)
             return [self._batch(indices, start + place, part) for part, indices in parts]
 
-        places = range(first, self.plan.steps)
+        places = range(first, len(order))
         # Where images must travel to the device, the next step's do so during this one.
         return map(make, places) if self.images.x.device == self.device else one_ahead(make, places)
 
@@ -213,16 +214,17 @@ class Loop:
         """The training images at `indices`, with what the objective reads besides."""
         objective = self.settings.objective
 
-        def drawn(images: Images, which: Tensor, *stream: object) -> tuple[Tensor, Tensor]:
+        def drawn(images: Images, which: Tensor, *stream: object, change: bool = True) -> tuple[Tensor, Tensor]:
             rng = self.run.rng("augment", *stream, step, part)
-            return prepare(images, which, self.settings.transforms, rng, self.device)
+            return prepare(images, which, self.settings.transforms if change else (), rng, self.device)
 
         x, y = drawn(self.images, indices)
         slot = step * self.plan.accumulate * self.plan.ranks + part
         companions = {}
         for name, stream in self.streams.items():
             which = stream.indices(slot, objective.companion_size(name, len(indices)))
-            companions[name] = Companion(*drawn(stream.images, which, "companion", name))
+            change = name not in objective.unchanged
+            companions[name] = Companion(*drawn(stream.images, which, "companion", name, change=change))
         return Batch(
             x=x,
             y=y,
@@ -255,6 +257,7 @@ class Loop:
                     loss += self._gradient(batch, offset + i, weight=weight, more=more, recorded=recorded)
             if recorded:
                 self.recent.append(loss)
+            self._hook("on_gradient")
             return loss
 
         self.stepper.step(closure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from holdfast.models import weights_hash
 from holdfast.run import Run
 from holdfast.training.batches import read_columns
 from holdfast.training.optimizers import Optimizer
+from holdfast.training.order import Order
 from holdfast.training.schedules import Schedule
 
 __all__ = ["Settings"]
@@ -36,12 +38,16 @@ class Settings:
     ema: float | None
     compile: bool
     companions: Mapping[str, Images] = field(default_factory=dict)
+    order: Order | None = None
+    mode: Literal["train", "eval"] = "train"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"fit: {name} must be a whole number of at least 1, got {value!r}.")
+        if self.mode not in ("train", "eval"):
+            raise UserError(f"fit: mode must be 'train' or 'eval', got {self.mode!r}.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"fit: ema must be a decay in [0, 1) such as 0.999, got {self.ema!r}.")
 
@@ -67,6 +73,8 @@ class Settings:
             "objective": str(self.objective),
             **{f"column {name}": _digest(values) for name, values in read_columns(images, self.objective).items()},
             **{f"companion {name}": f"{c.name} ({c.fingerprint()})" for name, c in self.companions.items()},
+            "order": "shuffled" if self.order is None else repr(self.order),
+            "mode": self.mode,
             "optimizer": str(self.optimizer),
             "schedule": str(self.schedule),
             "wrapper": str(self.wrapper or "none"),

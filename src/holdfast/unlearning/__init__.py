@@ -4,15 +4,43 @@ Unlearners take a model, the images to forget and those to retain, and return a 
 and `divergences` compare it with one that was retrained.
 """
 
+from holdfast.unlearning.bad_teacher import BadTeacher
+from holdfast.unlearning.boundary_expanding import BoundaryExpanding
+from holdfast.unlearning.boundary_shrink import BoundaryShrink
 from holdfast.unlearning.evidence import Forgetting, average_gap, divergences, forgetting, mia_nonmember_rate
 from holdfast.unlearning.ft import FT
+from holdfast.unlearning.gradient_ascent import GradientAscent
+from holdfast.unlearning.influence_unlearning import InfluenceUnlearning
+from holdfast.unlearning.l1_sparse import L1Sparse
+from holdfast.unlearning.natural_mu import NaturalMU
+from holdfast.unlearning.neggrad_plus import NegGradPlus
+from holdfast.unlearning.random_label import RandomLabel
 from holdfast.unlearning.reinitialise import reinitialised
 from holdfast.unlearning.retrain import Retrain
+from holdfast.unlearning.salun import SalUn
+from holdfast.unlearning.scrub import SCRUB
+from holdfast.unlearning.sfron import SFRon
+from holdfast.unlearning.ssd import SSD
+from holdfast.unlearning.unlearn_sparse import UnlearnSparse
 
 __all__ = [
     "FT",
+    "SCRUB",
+    "SSD",
+    "BadTeacher",
+    "BoundaryExpanding",
+    "BoundaryShrink",
     "Forgetting",
+    "GradientAscent",
+    "InfluenceUnlearning",
+    "L1Sparse",
+    "NaturalMU",
+    "NegGradPlus",
+    "RandomLabel",
     "Retrain",
+    "SFRon",
+    "SalUn",
+    "UnlearnSparse",
     "average_gap",
     "divergences",
     "forgetting",
