@@ -21,6 +21,7 @@ from holdfast.models.inspection import Cost, LayerInfo, layers, measure
 from holdfast.models.load import load_model
 from holdfast.models.normalize import Normalize
 from holdfast.models.queryable import Queryable, Usage, asked_afresh, forget, only_answers, queryables
+from holdfast.models.reinitialise import reinitialised
 from holdfast.models.replay import Replays
 from holdfast.models.served import connect
 from holdfast.models.timing import Latency, latency
@@ -70,6 +71,7 @@ __all__ = [
     "publish",
     "queryables",
     "read_weights",
+    "reinitialised",
     "round_for_inference",
     "sample_gradients",
     "save_tensors",

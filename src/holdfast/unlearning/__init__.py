@@ -4,6 +4,7 @@ Unlearners take a model, the images to forget and those to retain, and return a 
 and `divergences` compare it with one that was retrained.
 """
 
+from holdfast.models import reinitialised
 from holdfast.unlearning.bad_teacher import BadTeacher
 from holdfast.unlearning.boundary_expanding import BoundaryExpanding
 from holdfast.unlearning.boundary_shrink import BoundaryShrink
@@ -15,7 +16,6 @@ from holdfast.unlearning.l1_sparse import L1Sparse
 from holdfast.unlearning.natural_mu import NaturalMU
 from holdfast.unlearning.neggrad_plus import NegGradPlus
 from holdfast.unlearning.random_label import RandomLabel
-from holdfast.unlearning.reinitialise import reinitialised
 from holdfast.unlearning.retrain import Retrain
 from holdfast.unlearning.salun import SalUn
 from holdfast.unlearning.scrub import SCRUB

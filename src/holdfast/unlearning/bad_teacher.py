@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from holdfast.data import Images
 from holdfast.methods import Objective, Paper
+from holdfast.models import reinitialised
 from holdfast.run import Run
 from holdfast.training import SGD, Optimizer, Step
 from holdfast.unlearning.fine_tuning import FORGET, FineTuning, grouped
-from holdfast.unlearning.reinitialise import reinitialised
 from holdfast.unlearning.scrub import distillation
 
 __all__ = ["BadTeacher"]

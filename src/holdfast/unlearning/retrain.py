@@ -18,9 +18,9 @@ from torch import nn
 
 from holdfast.data import Images
 from holdfast.methods import BatchTransform, Paper, Unlearner
+from holdfast.models import reinitialised
 from holdfast.run import Run
 from holdfast.training import SGD, Crop, Flip, MultiStep, Optimizer, Schedule, fit
-from holdfast.unlearning.reinitialise import reinitialised
 
 __all__ = ["Retrain"]
 

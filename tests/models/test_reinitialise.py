@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from holdfast.errors import UserError
-from holdfast.models import build_model
+from holdfast.models import build_model, reinitialised
 from holdfast.run import Run
-from holdfast.unlearning import reinitialised
 
 
 @pytest.fixture

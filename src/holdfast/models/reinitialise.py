@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import UserError
-from holdfast.models import build_model
-from holdfast.models.build import is_architecture
+from holdfast.models.build import build_model, is_architecture
 from holdfast.run import Run
 
 __all__ = ["reinitialised"]
