@@ -141,13 +141,15 @@ class Objective(Method, kind="objective"):
     its own draw of the training's transforms: first as the batch, then in ``step.views``. `companions` are further sets
     of images, outliers or images to be forgotten, that the user gives by these names; a batch of each comes in
     ``step.companions``, changed by the transforms as well but for those in `unchanged`. What it must learn beside the
-    model is in `heads`.
+    model is in `heads`. Where `logits` is false, the model is no classifier: `fit` does not ask it for logits, counts
+    no right predictions, and validates by the objective's own loss.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 1
     companions: ClassVar[tuple[str, ...]] = ()
     unchanged: ClassVar[tuple[str, ...]] = ()
+    logits: ClassVar[bool] = True
 
     def companion_size(self, name: str, count: int) -> int:
         """How many images of a companion come with `count` training images; as many, unless the objective says so."""

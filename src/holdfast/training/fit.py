@@ -53,7 +53,8 @@ def fit(
     ``metrics.jsonl``, ``timing.jsonl`` and, where there is a validation set, ``best.safetensors``.
 
     Args:
-        model: any module from images in [0, 1] to logits; it is moved to the run's device.
+        model: any module from images in [0, 1] to logits, or whatever the objective takes where it says that it needs
+            no logits; it is moved to the run's device.
         images: the training set.
         epochs: passes over it.
         batch_size: images per forward pass, in each process.
@@ -66,7 +67,8 @@ def fit(
             keep two groups of images apart.
         mode: of the model meanwhile. In ``"eval"``, batch normalisation uses its running statistics and leaves them as
             they are, and dropout drops nothing.
-        val: its accuracy is measured after every epoch, of the average where there is one.
+        val: its accuracy is measured after every epoch, of the average where there is one; its loss alone where the
+            objective needs no logits.
         ema: keep a running average of the weights with this decay, e.g. 0.999.
         accumulate: forward passes per optimizer step; 2 with half the batch size is the same step as 1.
         compile: compile the model with `torch.compile` first.
@@ -101,4 +103,6 @@ def fit(
     if val is not None and not len(val):
         raise UserError(f"{val.name}: there are no images to validate on.")
     check_companions(settings.objective, settings.companions, images)
+    if val is not None and not settings.objective.logits and settings.objective.companions:
+        raise UserError(f"{settings.objective.id}: it cannot be validated, for validation has no companions.")
     return Loop(model, images, val, settings, save_seconds=60 * save_minutes, run=run)()

@@ -100,7 +100,8 @@ class Loop:
         self.columns = read_columns(images, settings.objective)
         self.images, self.val = resident(images, self.device), val
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_fits(model, images, self.device)
+        if settings.objective.logits:
+            check_fits(model, images, self.device)
         self.streams = {
             name: Stream(
                 name=name,
@@ -317,10 +318,15 @@ class Loop:
         state = self.state
         loss, right, count = self._over_all_processes(self.sums)
         rate = self.rates[0] * self.settings.schedule(state.index - 1, state.steps)
-        metrics = {"epoch": state.epoch + 1, "lr": rate, "train_loss": loss / count, "train_accuracy": right / count}
+        metrics = {"epoch": state.epoch + 1, "lr": rate, "train_loss": loss / count}
+        if self.settings.objective.logits:
+            metrics["train_accuracy"] = right / count
         if self.val is not None:
-            loss, right, count = self._over_all_processes(self._evaluate(self.val))
-            metrics |= {"val_loss": loss / count, "val_accuracy": right / count}
+            evaluate = self._evaluate if self.settings.objective.logits else self._evaluate_loss
+            loss, right, count = self._over_all_processes(evaluate(self.val))
+            metrics["val_loss"] = loss / count
+            if self.settings.objective.logits:
+                metrics["val_accuracy"] = right / count
         return metrics
 
     @torch.no_grad()
@@ -337,9 +343,38 @@ class Loop:
             sums[2] += len(y)
         return sums
 
+    @torch.no_grad()
+    def _evaluate_loss(self, images: Images) -> Tensor:
+        """As `_evaluate` for an objective without logits: its own loss, with the same random numbers in every epoch."""
+        model = self.state.average if self.state.average is not None else self.state.model
+        objective = self.settings.objective
+        sums = torch.zeros_like(self.sums)
+        model.eval()
+        run = self.run.child("validation")
+        columns = {name: v[self.plan.rank :: self.plan.ranks] for name, v in read_columns(images, objective).items()}
+        begin = 0
+        for index, (x, y) in enumerate(evaluation_batches(images, self.plan, self.device)):
+            end = begin + len(y)
+            step = Step(
+                run=run,
+                model=model,
+                index=index,
+                part=self.plan.rank,
+                counts=self.counts,
+                columns={name: values[begin:end].to(self.device) for name, values in columns.items()},
+                views=(x,) * (objective.views - 1),
+                heads=self.heads,
+            )
+            with self.run.autocast():
+                sums[0] += objective(model, x, y, step) * len(y)
+            sums[2] += len(y)
+            begin = end
+        return sums
+
     def _keep_best(self) -> None:
         state = self.state
-        values = [row["val_accuracy"] for row in state.history if "val_accuracy" in row]
+        by_loss = not self.settings.objective.logits
+        values = [-row["val_loss"] if by_loss else row["val_accuracy"] for row in state.history if "val_loss" in row]
         if self.run.out is None or not values or not self.fabric.is_global_zero:
             return
         if len(values) == 1 or values[-1] > max(values[:-1]):
