@@ -57,7 +57,7 @@ def test_the_loss_falls_and_nothing_is_counted_as_right(noisy):
 
 
 def test_a_classifier_s_objective_still_asks_for_logits(noisy):
-    with pytest.raises(UserError, match="output must have shape"):
+    with pytest.raises(UserError, match="must return logits of shape"):
         fit(OfTwo(), noisy, epochs=1, run=Run())
 
 
