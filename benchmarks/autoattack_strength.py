@@ -92,8 +92,8 @@ def _summary(done: list[dict[str, Any]], names: list[str]) -> str:
         [
             "# AutoAttack: which images withstand holdfast's, and which the authors'",
             "",
-            f"model {first['model']}, norm {first['norm']}, eps {first['eps']}, {count} test images ({chunks}), standard "
-            f"version; clean accuracy {sum(line['clean'] for line in done) / count:.2%}.",
+            f"model {first['model']}, norm {first['norm']}, eps {first['eps']}, {count} test images ({chunks}), "
+            f"standard version; clean accuracy {sum(line['clean'] for line in done) / count:.2%}.",
             f"torch {first['torch']}, {first['threads']} threads; chunk by chunk, both in turn in one process.",
             "",
             "| attack | robust accuracy | CPU seconds | of the authors' |",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,33 +84,49 @@ class Lab:
         data = self.data
         assert data.train is not None
         train = data.train if base.per_class is None else first_per_class(data.train, base.per_class)
-        identity = {
-            "base": dataclasses.asdict(base),
-            "data": train.fingerprint(),
+        run = Run(seed=self.run.seed, device=self.run.device, precision=self.pick(smoke="fp32", cpu="bf16"))
+
+        def train_it(model: nn.Module) -> nn.Module:
+            return fit(
+                model,
+                train,
+                epochs=base.epochs,
+                batch_size=base.batch_size,
+                objective=catalog.build(base.objective, kind=Objective),
+                optimizer=SGD(lr=base.lr, momentum=0.9, nesterov=True, weight_decay=base.weight_decay),
+                schedule=OneCycle(),
+                transforms=[catalog.build(t, kind=BatchTransform) for t in base.transforms],
+                wrapper=catalog.build(base.wrapper) if base.wrapper else None,
+                run=run.but(progress=self.run.progress),
+            ).model
+
+        model = build_model(base.model, num_classes=data.num_classes, image_shape=data.shape, run=run)
+        return self.kept(model, train_it, name=base.model, base=dataclasses.asdict(base), data=train.fingerprint())
+
+    def kept(
+        self, model: nn.Module, train: Callable[[nn.Module], nn.Module], *, name: str, **identity: object
+    ) -> nn.Module:
+        """What `train` makes of a model, or made of it before, from the cache.
+
+        Args:
+            model: what training starts from; it may be changed in place.
+            train: gives a model of the same architecture.
+            name: of the file's beginning.
+            identity: all that the result depends on besides seed, device and versions.
+        """
+        whole = {
+            **identity,
             "seed": self.run.seed,
             "device": self.run.torch_device.type,
             "versions": [holdfast.__version__, torch.__version__],
         }
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-        path = cache_dir("lab") / f"{base.model}-{key}.safetensors"
-        run = Run(seed=self.run.seed, device=self.run.device, precision=self.pick(smoke="fp32", cpu="bf16"))
-        model = build_model(base.model, num_classes=data.num_classes, image_shape=data.shape, run=run)
+        text = json.dumps(whole, sort_keys=True)
+        path = cache_dir("lab") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
         if path.is_file():
             load_weights(model, path)
             return model
-        model = fit(
-            model,
-            train,
-            epochs=base.epochs,
-            batch_size=base.batch_size,
-            objective=catalog.build(base.objective, kind=Objective),
-            optimizer=SGD(lr=base.lr, momentum=0.9, nesterov=True, weight_decay=base.weight_decay),
-            schedule=OneCycle(),
-            transforms=[catalog.build(t, kind=BatchTransform) for t in base.transforms],
-            wrapper=catalog.build(base.wrapper) if base.wrapper else None,
-            run=run.but(progress=self.run.progress),
-        ).model
-        save_weights(model, path, {"identity": json.dumps(identity, sort_keys=True)})
+        model = train(model)
+        save_weights(model, path, {"identity": text})
         return model
 
 
