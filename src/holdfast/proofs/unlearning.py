@@ -208,8 +208,8 @@ def sparsity_makes_fine_tuning_forget(lab: Lab) -> Measured:
     metric="error on a forgotten class, pruned - dense, after ft",
     better="higher",
     threshold={"smoke": 0.05, "cpu": 0.2},
-    note="95 % of the convolutions' weights pruned, five epochs of recovery, then both for five epochs at the published "
-    "learning rate of 0.01; on digits 0.05.",
+    note="95 % of the convolutions' weights pruned, five epochs of recovery, then both for five epochs at the "
+    "published learning rate of 0.01; on digits 0.05.",
 )
 def pruned_first_a_model_forgets_by_fine_tuning(lab: Lab) -> Measured:
     """Fine-tuning after pruning and recovery, against fine-tuning alone."""
