@@ -22,11 +22,11 @@ from holdfast.models import Features, build_model, extract
 from holdfast.proofs.lab import Base, Lab, first_per_class
 from holdfast.run import Run
 from holdfast.training import SGD, OneCycle
-from holdfast.unlearning import Forgetting, Retrain, average_gap, divergences, forgetting
+from holdfast.unlearning import Forgetting, Retrain, WorstCase, WorstCaseForget, average_gap, divergences, forgetting
 
-__all__ = ["CANDIDATES", "MISLABELLED", "Request", "Result", "bench", "measure", "settings"]
+__all__ = ["CANDIDATES", "MISLABELLED", "Request", "Result", "bench", "measure", "settings", "worst_case"]
 
-Kind = Literal["random", "class"]
+Kind = Literal["random", "class", "worst"]
 
 _FORGOTTEN_CLASS = 0
 MISLABELLED = 0.2  # of the training images of smoke scale where single ones are forgotten
@@ -38,7 +38,7 @@ class Request:
 
     Args:
         lab: scale and seed.
-        kind: a random tenth of the training images, or a class.
+        kind: a random tenth of the training images, a class, or the worst case of a tenth.
         original, retrained: the models.
         forget, retain, test: images; when a class is to be forgotten, the test images of the others.
     """
@@ -115,6 +115,12 @@ class Result:
         }
 
 
+def training(lab: Lab) -> Run:
+    """How models are trained at this scale, and unlearn."""
+    precision = lab.pick(smoke="fp32", cpu="bf16")
+    return Run(seed=lab.run.seed, device=lab.run.device, precision=precision, progress=lab.run.progress)
+
+
 @functools.cache
 def _data(lab: Lab) -> Data:
     return lab.data
@@ -134,9 +140,8 @@ def bench(lab: Lab, kind: Kind) -> Request:
     if kind == "class":
         chosen, test = train.y == _FORGOTTEN_CLASS, data.test.select(data.test.y != _FORGOTTEN_CLASS)
     else:
-        order = torch.randperm(len(train), generator=lab.run.rng("to forget"))
         chosen, test = torch.zeros(len(train), dtype=torch.bool), data.test
-        chosen[order[: len(train) // 10]] = True
+        chosen[_tenth(lab, train) if kind == "random" else worst_case(lab).indices] = True
     forget, retain = train.select(chosen, "forget"), train.select(~chosen, "retain")
     return Request(
         lab=lab,
@@ -147,6 +152,19 @@ def bench(lab: Lab, kind: Kind) -> Request:
         retain=retain,
         test=test,
     )
+
+
+def _tenth(lab: Lab, train: Images) -> Tensor:
+    return torch.randperm(len(train), generator=lab.run.rng("to forget"))[: len(train) // 10]
+
+
+@functools.cache
+def worst_case(lab: Lab) -> WorstCase:
+    """The tenth of the training images that the original model keeps hardest."""
+    train = _train_images(lab, "worst")
+    more = {"crop": None, "flip": None} if lab.scale == "smoke" else {}
+    search = WorstCaseForget(count=len(train) // 10, rounds=5, epochs=1, **more)  # type: ignore[arg-type]
+    return search(_trained(lab, train, "original"), train, run=training(lab))
 
 
 def _train_images(lab: Lab, kind: Kind) -> Images:
@@ -161,7 +179,7 @@ def _train_images(lab: Lab, kind: Kind) -> Images:
 def _trained(lab: Lab, images: Images, name: str) -> nn.Module:
     """A model trained on these images by the recipe; retraining is what its name says, the same for each model."""
     base, data = recipe(lab), _data(lab)
-    run = Run(seed=lab.run.seed, device=lab.run.device, precision=lab.pick(smoke="fp32", cpu="bf16")).child(name)
+    run = training(lab).child(name)
     method = Retrain(
         epochs=base.epochs,
         batch_size=base.batch_size,
@@ -185,8 +203,7 @@ def measure(lab: Lab, kind: Kind, spec: str) -> Result:
     """Let an unlearner do its work on the bench."""
     request = bench(lab, kind)
     method = catalog.build(spec, kind=Unlearner)
-    precision = lab.pick(smoke="fp32", cpu="bf16")
-    run = Run(seed=lab.run.seed, device=lab.run.device, precision=precision, progress=lab.run.progress)
+    run = training(lab)
     began = time.perf_counter()
     model = method(request.original, request.forget, request.retain, run=run)
     seconds = time.perf_counter() - began
@@ -194,8 +211,12 @@ def measure(lab: Lab, kind: Kind, spec: str) -> Result:
 
 
 def settings(lab: Lab, kind: Kind, id: str) -> str:
-    """The spec of a method that the search chose for this kind of request; at smoke scale one for digits."""
-    return SMOKE[kind][id] if lab.scale == "smoke" else CHOSEN[kind][id]
+    """The spec that the search chose for this kind of request, for the worst case that of random images.
+
+    At smoke scale it is one for digits.
+    """
+    found = SMOKE if lab.scale == "smoke" else CHOSEN
+    return found["random" if kind == "worst" else kind][id]
 
 
 _TUNED = "epochs=5, batch_size=128"
@@ -255,7 +276,7 @@ _SHARED = {
     "unlearn-sparse": f"unlearn-sparse({_DIGITS}, {_sgd(0.05)}, then=ft({_DIGITS}, {_sgd(0.05)}))",
 }
 
-SMOKE: dict[Kind, dict[str, str]] = {
+SMOKE: dict[str, dict[str, str]] = {
     "random": {
         **_SHARED,
         "gradient-ascent": f"gradient-ascent(epochs=10, batch_size=32, crop=none, flip=none, {_sgd(0.002)}, clip=1)",
@@ -280,4 +301,4 @@ SMOKE: dict[Kind, dict[str, str]] = {
     },
 }
 
-CHOSEN: dict[Kind, dict[str, str]] = {"random": {}, "class": {}}
+CHOSEN: dict[str, dict[str, str]] = {"random": {}, "class": {}}

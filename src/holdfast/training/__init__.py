@@ -12,7 +12,7 @@ from holdfast.training.fit import FitResult, fit
 from holdfast.training.flip import Flip
 from holdfast.training.grayscale import Grayscale
 from holdfast.training.logit_adjustment import LogitAdjustment
-from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer
+from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer, SignSGD
 from holdfast.training.order import Alternating, InTurn, Order, Shuffled
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
@@ -44,6 +44,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Shuffled",
+    "SignSGD",
     "State",
     "Step",
     "fit",

@@ -13,7 +13,7 @@ from torch import nn
 from holdfast.errors import UserError
 from holdfast.methods import Method, Paper
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "SignSGD"]
 
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -113,6 +113,48 @@ class AdamW(
         """`torch.optim.AdamW` over the model's weights."""
         groups = parameter_groups(model, self.weight_decay, self.decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=fusible(model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignSGD(
+    Optimizer,
+    id="sign-sgd",
+    title="SignSGD",
+    paper=Paper(
+        title="signSGD: Compressed Optimisation for Non-Convex Problems", arxiv="1802.04434", venue="ICML", year=2018
+    ),
+):
+    """Every weight moves by the learning rate, against the sign of its gradient.
+
+    Args:
+        lr: the step of each weight, that the schedule's factor multiplies.
+        weight_decay: added to the gradient, before its sign is taken, as a multiple of the weight.
+        decay: ``"all"`` weights, or only ``"matrices"``, which leaves biases and normalisation layers alone.
+    """
+
+    lr: Rate = 1e-3
+    weight_decay: Decay = 0.0
+    decay: Literal["all", "matrices"] = "all"
+
+    def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer over the model's weights."""
+        return _SignDescent(parameter_groups(model, self.weight_decay, self.decay), {"lr": self.lr})
+
+
+class _SignDescent(torch.optim.Optimizer):
+    """PyTorch has none."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_((weight.grad + group["weight_decay"] * weight).sign_(), alpha=group["lr"])
+        return loss
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from holdfast.unlearning.scrub import SCRUB
 from holdfast.unlearning.sfron import SFRon
 from holdfast.unlearning.ssd import SSD
 from holdfast.unlearning.unlearn_sparse import UnlearnSparse
+from holdfast.unlearning.worst_case_forget import WorstCase, WorstCaseForget
 
 __all__ = [
     "FT",
@@ -41,6 +42,8 @@ __all__ = [
     "SFRon",
     "SalUn",
     "UnlearnSparse",
+    "WorstCase",
+    "WorstCaseForget",
     "average_gap",
     "divergences",
     "forgetting",
