@@ -29,6 +29,7 @@ _GIVEN = {
     "pubdef": "pubdef(transforms=[])",
     "c-avp": "c-avp(epochs=1)",
     "u-avp": "u-avp(epochs=1)",
+    "ulira": "ulira(models=6)",
     "cdd-red": "cdd-red(epochs=1, depth=3, width=8, attacks=['pgd(steps=2)'])",
 }
 
@@ -89,6 +90,38 @@ _PYTHON = {
         seen = attack.score(extract(model, data.train, run=run))  # higher: more likely trained on
         unseen = attack.score(extract(model, data.test, run=run))
         print(leakage(seen, unseen, rng=run.numpy_rng("leakage")).auc)
+        """,
+    "shadow-membership": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import load_model
+        from holdfast.privacy import FitRecipe, audit_with_shadows
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        recipe = FitRecipe(epochs=2)  # as the model was trained
+        found = audit_with_shadows(model, data.train, data.test, recipe, attacks=[{made}], shadows=4, run=run)
+        [leak] = found.leakage.values()
+        print(leak.auc)
+        """,
+    "ulira": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import build_model
+        from holdfast.privacy import FitRecipe
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = build_model("mlp", num_classes=data.num_classes, image_shape=data.shape, run=run)
+        images, retain = data.train.select(slice(0, 100)), data.train.select(slice(100, 300))
+
+        unlearners = ["ft(epochs=2, crop=none, flip=none)"]
+        report = {made}(model, images, retain, FitRecipe(epochs=5), unlearners, run=run)
+        print(report.sentence)
         """,
     "unlearner": """
         from holdfast import Run
@@ -243,6 +276,16 @@ _ELSEWHERE = {
         "bash",
         "holdfast analyse {quoted} -m zoo:cifar10-resnet20 -m zoo:cifar10-resnet20-at -d cifar10 -n 256",
     ),
+    "membership": (
+        "On the command line",
+        "bash",
+        "holdfast membership --attack {quoted} --model zoo:digits-convnet --data digits",
+    ),
+    "shadow-membership": (
+        "On the command line",
+        "bash",
+        "holdfast membership --attack {quoted} --shadows 16 --model zoo:digits-convnet --data digits --epochs 12",
+    ),
     "objective": ("In a recipe", "yaml", "objective: {spec}"),
     "optimizer": ("In a recipe", "yaml", "optimizer: {spec}"),
     "schedule": ("In a recipe", "yaml", "schedule: {spec}"),
@@ -264,7 +307,7 @@ def examples(card: Card, method: type[Method]) -> str:
     """All examples of a method, as tabs."""
     tabs = [("In Python", "python", python(card, method))]
     kind = _kind(card, method)
-    if kind in _ELSEWHERE:
+    if kind in _ELSEWHERE and not getattr(method, "needs", ""):  # an analysis that needs more has no command
         title, language, text = _ELSEWHERE[kind]
         tabs.append((title, language, text.format(**_names(card, method))))
     return "\n".join(

@@ -1,0 +1,108 @@
+"""RMIA: is the image more likely under this model than other images are, once what is usual is taken off?
+
+The ratio of the label's probability under the attacked model to its mean under reference models says how much likelier
+the model makes the image. The score is the share of the population whose ratio it beats. Works from a single reference
+model that has not seen the image.
+
+Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024, arXiv:2312.03262, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from holdfast import stats
+from holdfast.errors import UserError
+from holdfast.methods import Paper
+from holdfast.privacy.membership import ShadowAttack
+from holdfast.privacy.shadows import Shadows
+
+__all__ = ["RMIA"]
+
+_TRIED = tuple(i / 10 for i in range(11))
+_REHEARSALS = 8  # reference models attacked for choosing a
+_LEAST = 1e-30  # of a probability that divides
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMIA(
+    ShadowAttack,
+    id="rmia",
+    title="Robust membership inference attack",
+    paper=Paper(title="Low-Cost High-Power Membership Inference Attacks", arxiv="2312.03262", venue="ICML", year=2024),
+):
+    """The share of the population that an image beats in likelihood ratio, by a factor.
+
+    Offline, only models that were not trained on an image are asked for its usual probability p. Those that were would
+    give more, so the mean over both is put at ``(1 + a)/2 p + (1 - a)/2``. By default `a` is the best of 0, 0.1, ..., 1
+    at attacking reference models in place of the model, which takes four of them. Several views are scored apart and
+    averaged.
+
+    A pair of images counts when ``r(x) / r(z) > gamma``, thus when r(z) is below ``r(x) / gamma``: pairs are counted
+    by sorting, never formed. So `gamma` and the population move the threshold, and hardly the order of the images.
+
+    Args:
+        mode: ``"offline"``, or ``"online"``, which also asks models trained on the image, and needs no `a`.
+        gamma: the factor.
+        a: how far training on an image raises its probability p, which becomes ``a p + 1 - a``: 1 not at all, 0 to
+            certainty; none tunes it.
+    """
+
+    mode: Literal["offline", "online"] = "offline"
+    gamma: Annotated[float, Field(gt=0)] = 1.0
+    a: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def score(self, log_odds: Float[Tensor, "v n"], shadows: Shadows) -> Float[Tensor, " n"]:
+        """The share of the population that each image beats, (N,), float64, in [0, 1].
+
+        Raises:
+            UserError: some image has no reference model, `a` cannot be tuned, or the views are not the same.
+        """
+        if log_odds.shape != shadows.log_odds.shape[1:]:
+            raise UserError(
+                f"{self.id}: views and images of the attacked model, {tuple(log_odds.shape)}, are not those of the "
+                f"reference models, {tuple(shadows.log_odds.shape[1:])}."
+            )
+        if self.mode == "online":
+            return self._beaten(log_odds, shadows, 1.0)
+        return self._beaten(log_odds, shadows, self.tuned(shadows) if self.a is None else self.a)
+
+    def tuned(self, shadows: Shadows) -> float:
+        """The `a` that attacks reference models best, by the mean AUC over them.
+
+        Raises:
+            UserError: there are too few of them.
+        """
+        areas = []
+        for k in range(min(len(shadows), _REHEARSALS)):
+            try:
+                target, mine, others = shadows.held_out(k)
+            except UserError:
+                continue
+            known = (~others.members).any(0)
+            mine, others = mine[known], others.select(known)
+            if mine.any() and not mine.all():
+                scores = [self._beaten(target[:, known], others, a).numpy() for a in _TRIED]
+                areas.append([stats.auroc(score[~mine.numpy()], score[mine.numpy()]) for score in scores])
+        if not areas:
+            raise UserError(
+                f"{self.id}: to tune a, at least four reference models trained on halves of the images are needed, got "
+                f"{len(shadows)}; train more, or give a, e.g. rmia(a=0.3)."
+            )
+        return _TRIED[int(torch.tensor(areas).mean(0).argmax())]
+
+    def _beaten(self, log_odds: Tensor, shadows: Shadows, a: float) -> Tensor:
+        usual = shadows.mean(shadows.probabilities, of="out", who=self.id)
+        if self.mode == "online":
+            usual = (usual + shadows.mean(shadows.probabilities, of="in", who=self.id)) / 2
+        usual = (1 + a) / 2 * usual + (1 - a) / 2
+        ratio = log_odds.double().sigmoid() / usual.clamp_min(_LEAST)
+        everyone = ratio if shadows.population is None else ratio[:, shadows.population]
+        below = torch.searchsorted(everyone.sort(1).values, (ratio / self.gamma).contiguous())
+        return (below / everyone.shape[1]).mean(0).double()
