@@ -17,6 +17,8 @@ from holdfast.privacy import Leakage, MembershipInference, leakage
 __all__ = ["MembershipInferenceCheck"]
 
 _FPR = 0.01
+# What is stronger, and needs to know how the model was trained.
+_NEXT = "holdfast membership --model MODEL --data DATA --attack lira --shadows 16 --recipe RECIPE.yaml --out membership"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class MembershipInferenceCheck(Check):
     question = "Does it give away who was in its training data?"
     needs = ("scores",)
 
-    attacks: tuple[str, ...] = ("loss-mia", "confidence-mia")
+    attacks: tuple[str, ...] = ("loss-mia", "confidence-mia", "entropy-mia", "modified-entropy-mia")
 
     def __call__(self, subject: Subject) -> Answer:
         """Measure."""
@@ -63,7 +65,15 @@ class MembershipInferenceCheck(Check):
                         text="Membership shows through overfitting: see the generalisation gap, regularise, or train "
                         "for fewer epochs. A guarantee needs training with differential privacy."
                     )
-                )
+                ),
+                Remedy(
+                    Action(
+                        text="Attacks that compare the model with others of its kind find more, and who in particular "
+                        "is exposed.",
+                        method="lira",
+                        command=_NEXT,
+                    )
+                ),
             ],
             settings={
                 "members": f"{len(members)} training images",
@@ -72,7 +82,10 @@ class MembershipInferenceCheck(Check):
                 "resamples": resamples,
             },
             limitations=[
-                "Attacks with shadow models are stronger: this shows what one query gives away, not all there is.",
+                "Attacks with shadow models are stronger: this shows what one query gives away, not all there is. "
+                f"Next: {_NEXT}",
+                f"The strongest of {len(self.attacks)} attacks is chosen on the images it is judged on, which flatters "
+                "it a little.",
                 "Members and test images must be of the same kind; a shift between them looks like leakage.",
             ],
             samples=samples,
