@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "privacy": "What a model gives away about its training data",
     "unlearning": "Removing data from a model",
     "compression": "Smaller and faster models",
+    "generative": "Models that make images",
     "optim": "Optimisation",
     "training": "Losses, optimizers, schedules, augmentation",
     "data": "Changes of data sets",

@@ -17,7 +17,7 @@ import functools
 import re
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,11 +42,13 @@ __all__ = [
     "Compressor",
     "Detector",
     "FieldCard",
+    "Generator",
     "Method",
     "Objective",
     "OptimizerWrapper",
     "Paper",
     "Report",
+    "Sampler",
     "Scanner",
     "Surgery",
     "Transform",
@@ -300,6 +302,37 @@ class Scanner(Method, kind="scanner"):
     @abstractmethod
     def __call__(self, model: nn.Module, images: Any, *, run: Run) -> Any:
         """Return the verdict."""
+
+
+class Generator(Method, kind="generator"):
+    """Learns to make images like those it is shown."""
+
+    @abstractmethod
+    def __call__(self, images: Any, *, run: Run) -> nn.Module:
+        """Train on `holdfast.data.Images`; returns the model that makes such images."""
+
+
+class Sampler(Method, kind="sampler"):
+    """Makes images of noise, with a model that takes it away bit by bit."""
+
+    @abstractmethod
+    def path(self, denoise: Any, x: Tensor, *, run: Run) -> Iterator[tuple[int, Tensor]]:
+        """Go from noise `x` (N, C, H, W), at time T, to images, at time 0.
+
+        Args:
+            denoise: a `holdfast.generative.Denoiser`: gives image and noise of ``(x_t, t)``, and knows the schedule.
+            x: standard normal noise.
+            run: for the random numbers.
+
+        Yields:
+            A time and ``x_t``, after each step.
+        """
+
+    def __call__(self, denoise: Any, x: Tensor, *, run: Run) -> Tensor:
+        """The end of the path: images in [-1, 1], or latents."""
+        for _, x_t in self.path(denoise, x, run=run):
+            x = x_t
+        return x
 
 
 class Report(typing.Protocol):
