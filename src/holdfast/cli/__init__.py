@@ -28,6 +28,7 @@ from holdfast.cli import (
     prove,
     train,
     transfer,
+    unlearn,
     version,
     zoo,
 )
@@ -79,6 +80,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "transfer": transfer.transfer_command,
     "analyse": analyse.analyse_command,
     "membership": membership.membership_command,
+    "unlearn": unlearn.unlearn_command,
     "prove": prove.prove_command,
     "list": methods.list_command,
     "show": methods.show_command,

@@ -441,8 +441,8 @@ def the_worst_case_is_further_from_retraining_for_every_unlearner(lab: Lab) -> M
     metric="share of the unlearners that leave a larger part of the original model's gap on the worst case",
     better="higher",
     threshold={"smoke": 1.0, "cpu": 1.0},
-    note=f"{_IN_SEARCH} Added after the claim in points had failed on digits: a model that knows an image, seen or unseen, "
-    "is near to retraining before anything is done, and so is an unlearner that does nothing.",
+    note=f"{_IN_SEARCH} Added after the claim in points had failed on digits: a model that knows an image, seen or "
+    "not, is near to retraining before anything is done, and so is an unlearner that does nothing.",
 )
 def the_worst_case_is_harder_for_every_unlearner(lab: Lab) -> Measured:
     """As before, each gap divided by that of the original model on the same set."""

@@ -1,9 +1,11 @@
 """What people read of an audit: the report as one HTML file, the model card, and comparisons of several audits.
 
-Everything is made from an `Audit` alone, offline, and equal audits give equal files.
+Everything is made from an `Audit` alone, offline, and equal audits give equal files. Certificates of unlearning have a
+page of their own.
 """
 
 from holdfast.report.card import model_card, write_model_card
+from holdfast.report.certificate import write_certificate
 from holdfast.report.charts import draw
 from holdfast.report.compare import Comparison, compare
 from holdfast.report.comparison import write_comparison
@@ -18,6 +20,7 @@ __all__ = [
     "compare",
     "draw",
     "model_card",
+    "write_certificate",
     "write_comparison",
     "write_model_card",
     "write_report",

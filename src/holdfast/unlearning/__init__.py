@@ -8,6 +8,7 @@ from holdfast.models import reinitialised
 from holdfast.unlearning.bad_teacher import BadTeacher
 from holdfast.unlearning.boundary_expanding import BoundaryExpanding
 from holdfast.unlearning.boundary_shrink import BoundaryShrink
+from holdfast.unlearning.certificate import Certificate, certify_unlearning
 from holdfast.unlearning.evidence import Forgetting, average_gap, divergences, forgetting, mia_nonmember_rate
 from holdfast.unlearning.ft import FT
 from holdfast.unlearning.gradient_ascent import GradientAscent
@@ -16,6 +17,7 @@ from holdfast.unlearning.l1_sparse import L1Sparse
 from holdfast.unlearning.natural_mu import NaturalMU
 from holdfast.unlearning.neggrad_plus import NegGradPlus
 from holdfast.unlearning.random_label import RandomLabel
+from holdfast.unlearning.request import forget_mask
 from holdfast.unlearning.retrain import Retrain
 from holdfast.unlearning.salun import SalUn
 from holdfast.unlearning.scrub import SCRUB
@@ -31,6 +33,7 @@ __all__ = [
     "BadTeacher",
     "BoundaryExpanding",
     "BoundaryShrink",
+    "Certificate",
     "Forgetting",
     "GradientAscent",
     "InfluenceUnlearning",
@@ -45,7 +48,9 @@ __all__ = [
     "WorstCase",
     "WorstCaseForget",
     "average_gap",
+    "certify_unlearning",
     "divergences",
+    "forget_mask",
     "forgetting",
     "mia_nonmember_rate",
     "reinitialised",
