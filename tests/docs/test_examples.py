@@ -30,8 +30,10 @@ PLAYED = (
     "concepts.md",
     "exit-codes.md",
     "ood.md",
+    "privacy.md",
     "proofs.md",
     "robustness.md",
+    "unlearning.md",
 )
 
 
@@ -116,9 +118,11 @@ PAGES = (
     "index.md",
     "ood.md",
     "policy.md",
+    "privacy.md",
     "proofs.md",
     "robustness.md",
     "tutorial.md",
+    "unlearning.md",
 )
 
 
