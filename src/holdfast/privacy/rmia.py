@@ -69,9 +69,12 @@ class RMIA(
                 f"{self.id}: views and images of the attacked model, {tuple(log_odds.shape)}, are not those of the "
                 f"reference models, {tuple(shadows.log_odds.shape[1:])}."
             )
+        usual = shadows.mean(shadows.probabilities, of="out", who=self.id)
         if self.mode == "online":
-            return self._beaten(log_odds, shadows, 1.0)
-        return self._beaten(log_odds, shadows, self.tuned(shadows) if self.a is None else self.a)
+            usual = (usual + shadows.mean(shadows.probabilities, of="in", who=self.id)) / 2
+            return self._beaten(log_odds, usual, shadows.population)
+        a = self.tuned(shadows) if self.a is None else self.a
+        return self._beaten(log_odds, _corrected(usual, a), shadows.population)
 
     def tuned(self, shadows: Shadows) -> float:
         """The `a` that attacks reference models best, by the mean AUC over them.
@@ -88,8 +91,9 @@ class RMIA(
             known = (~others.members).any(0)
             mine, others = mine[known], others.select(known)
             if mine.any() and not mine.all():
-                scores = [self._beaten(target[:, known], others, a).numpy() for a in _TRIED]
-                areas.append([stats.auroc(score[~mine.numpy()], score[mine.numpy()]) for score in scores])
+                usual = others.mean(others.probabilities, of="out", who=self.id)
+                tried = (self._beaten(target[:, known], _corrected(usual, a), others.population) for a in _TRIED)
+                areas.append([stats.auroc(score[~mine].numpy(), score[mine].numpy()) for score in tried])
         if not areas:
             raise UserError(
                 f"{self.id}: to tune a, at least four reference models trained on halves of the images are needed, got "
@@ -97,12 +101,13 @@ class RMIA(
             )
         return _TRIED[int(torch.tensor(areas).mean(0).argmax())]
 
-    def _beaten(self, log_odds: Tensor, shadows: Shadows, a: float) -> Tensor:
-        usual = shadows.mean(shadows.probabilities, of="out", who=self.id)
-        if self.mode == "online":
-            usual = (usual + shadows.mean(shadows.probabilities, of="in", who=self.id)) / 2
-        usual = (1 + a) / 2 * usual + (1 - a) / 2
+    def _beaten(self, log_odds: Tensor, usual: Tensor, population: Tensor | None) -> Tensor:
         ratio = log_odds.double().sigmoid() / usual.clamp_min(_LEAST)
-        everyone = ratio if shadows.population is None else ratio[:, shadows.population]
+        everyone = ratio if population is None else ratio[:, population]
         below = torch.searchsorted(everyone.sort(1).values, (ratio / self.gamma).contiguous())
-        return (below / everyone.shape[1]).mean(0).double()
+        return (below.double() / everyone.shape[1]).mean(0)
+
+
+def _corrected(usual: Tensor, a: float) -> Tensor:
+    """The mean over models that were trained on an image and models that were not, from the latter alone."""
+    return (1 + a) / 2 * usual + (1 - a) / 2
