@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from holdfast.methods import Callback, Objective
 from holdfast.run import Run
-from holdfast.training import SGD, Alternating, Constant, CrossEntropy, InTurn, Shuffled, fit
+from holdfast.training import SGD, Alternating, Constant, CrossEntropy, Interleaved, InTurn, Shuffled, fit
 from holdfast.training.batches import Plan
 
 ORDERS = st.one_of(
@@ -20,6 +20,7 @@ ORDERS = st.one_of(
         rounds=st.tuples(st.integers(0, 2), st.none()),
     ),
     st.builds(Alternating, st.tuples(st.integers(1, 20), st.integers(2, 40)), every=st.integers(1, 6)),
+    st.builds(Interleaved, st.tuples(st.integers(2, 40), st.integers(1, 20)), after=st.integers(1, 4)),
 )
 
 
@@ -60,6 +61,24 @@ def test_the_first_group_visits_before_every_so_many_batches_and_its_order_runs_
         assert sorted(visits[begin : begin + 10].tolist()) == list(range(10))
     for steps in epochs:
         assert sorted(i for step in steps for i in step.tolist() if i >= 10) == list(range(10, 34))
+
+
+def test_the_second_group_follows_each_batch_and_its_order_runs_on():
+    order, run = Interleaved((24, 10), after=2), Run()
+    epochs = [order.batches(epoch, 4, 1, run) for epoch in range(5)]
+    second = [[bool((step >= 24).all()) for step in steps] for steps in epochs]
+    assert second == [[False, True, True] * 6] * 5
+    follow = torch.cat([step for steps in epochs for step in steps if (step >= 24).all()])
+    for begin in range(0, len(follow) - 9, 10):  # each ten of them are all ten images
+        assert sorted(follow[begin : begin + 10].tolist()) == list(range(24, 34))
+    for steps in epochs:
+        assert sorted(i for step in steps for i in step.tolist() if i < 24) == list(range(24))
+
+
+def test_a_second_group_smaller_than_a_batch_comes_whole():
+    steps = Interleaved((8, 3)).batches(1, 4, 1, Run())
+    assert [len(step) for step in steps] == [4, 3, 4, 3]
+    assert all(sorted(step.tolist()) == [8, 9, 10] for step in steps[1::2])
 
 
 class Listener(Objective):

@@ -13,7 +13,7 @@ from holdfast.training.flip import Flip
 from holdfast.training.grayscale import Grayscale
 from holdfast.training.logit_adjustment import LogitAdjustment
 from holdfast.training.optimizers import SGD, Adam, AdamW, Optimizer, SignSGD
-from holdfast.training.order import Alternating, InTurn, Order, Shuffled
+from holdfast.training.order import Alternating, Interleaved, InTurn, Order, Shuffled
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
 from holdfast.training.state import Companion, State, Step, statistics_kept
@@ -36,6 +36,7 @@ __all__ = [
     "Flip",
     "Grayscale",
     "InTurn",
+    "Interleaved",
     "LogitAdjustment",
     "MultiStep",
     "OneCycle",

@@ -63,8 +63,8 @@ def fit(
             batch of each accompanies every training batch, changed by the same transforms unless the objective says
             otherwise; an image comes again only
             when all others of its set have come.
-        order: which images make up which step; by default each epoch shuffles all of them. `InTurn` and `Alternating`
-            keep two groups of images apart.
+        order: which images make up which step; by default each epoch shuffles all of them. `InTurn`, `Alternating`
+            and `Interleaved` keep two groups of images apart.
         mode: of the model meanwhile. In ``"eval"``, batch normalisation uses its running statistics and leaves them as
             they are, and dropout drops nothing.
         val: its accuracy is measured after every epoch, of the average where there is one; its loss alone where the

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from holdfast.run import Run
 
-__all__ = ["Alternating", "InTurn", "Order", "Shuffled", "steps_of"]
+__all__ = ["Alternating", "InTurn", "Interleaved", "Order", "Shuffled", "steps_of"]
 
 
 class Order(Protocol):
@@ -112,7 +112,8 @@ class Alternating:
         visits = self._visits(size, least)
         for place, batch in enumerate(rest[: steps_of(second, size, least)]):
             if place % self.every == 0:
-                found.append(self._visit(epoch * visits + place // self.every, min(size, first), run))
+                number = epoch * visits + place // self.every
+                found.append(_stretch("order of the first group", first, number, min(size, first), run))
             found.append(batch)
         return found
 
@@ -123,13 +124,44 @@ class Alternating:
     def _visits(self, size: int, least: int) -> int:
         return math.ceil(steps_of(self.counts[1], size, least) / self.every)
 
-    def _visit(self, number: int, size: int, run: Run) -> Tensor:
-        """The first group's batch of this number: a stretch of its endless order."""
-        count = self.counts[0]
-        rounds = range(number * size // count, (number * size + size - 1) // count + 1)
-        orders = [torch.randperm(count, generator=run.rng("order of the first group", k)) for k in rounds]
-        begin = number * size - rounds[0] * count
-        return torch.cat(orders)[begin : begin + size]
+
+@dataclass(frozen=True)
+class Interleaved:
+    """An epoch of the first group, and after each of its batches some of the second.
+
+    The second group's images come in an order that runs on over the epochs: all of them, then all of them anew.
+
+    Args:
+        counts: images in the two groups, which stand one after the other in the training set.
+        after: batches of the second group after each of the first.
+    """
+
+    counts: tuple[int, int]
+    after: int = 1
+
+    def batches(self, epoch: int, size: int, least: int, run: Run) -> list[Tensor]:
+        """See `Order`."""
+        first, second = self.counts
+        rounds = steps_of(first, size, least)
+        found: list[Tensor] = []
+        for place, batch in enumerate(torch.randperm(first, generator=run.rng("order", epoch)).split(size)[:rounds]):
+            found.append(batch)
+            for number in range(self.after):
+                number += (epoch * rounds + place) * self.after
+                found.append(first + _stretch("order of the second group", second, number, min(size, second), run))
+        return found
+
+    def steps(self, epoch: int, size: int, least: int) -> int:
+        """See `Order`."""
+        return steps_of(self.counts[0], size, least) * (1 + self.after)
+
+
+def _stretch(name: str, count: int, number: int, size: int, run: Run) -> Tensor:
+    """The batch of this number in an endless order of `count` images: all of them, then all of them anew."""
+    rounds = range(number * size // count, (number * size + size - 1) // count + 1)
+    orders = [torch.randperm(count, generator=run.rng(name, k)) for k in rounds]
+    begin = number * size - rounds[0] * count
+    return torch.cat(orders)[begin : begin + size]
 
 
 def steps_of(count: int, size: int, least: int) -> int:
