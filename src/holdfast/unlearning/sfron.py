@@ -15,9 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,14 +26,12 @@ from holdfast.data import Images
 from holdfast.methods import Callback, Objective, Paper
 from holdfast.run import Run
 from holdfast.training import SGD, Alternating, Cosine, Optimizer, Schedule, Step
+from holdfast.unlearning.fast_slow import FAST, Follow, Masked
 from holdfast.unlearning.fine_tuning import FORGET, FineTuning, grouped
 from holdfast.unlearning.ft import FT
 from holdfast.unlearning.gradients import Gradients, importance
 
 __all__ = ["SFRon", "adaptive_ascent", "balanced_mask"]
-
-_FORGETTING = "sfron.forgetting"  # whether the gradient at hand is that of a forgetting step
-_SLOW = "sfron.slow"  # the weights before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +88,9 @@ class SFRon(
                 importance(model, part, run=run, batch_size=self.batch_size) for part in (forget, retain)
             )
             masks = balanced_mask(of_forget, of_retain, self.saliency)
-        callbacks: list[Callback] = [_Ascend(masks, self.clip)]
+        callbacks: list[Callback] = [Masked(masks, self.clip)]
         if self.slow < 1:
-            callbacks.append(_Follow(self.slow))
+            callbacks.append(Follow(self.slow))
         return self.tuned(
             model,
             images,
@@ -129,7 +126,7 @@ class _UpAndDown(Objective):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         forgetting = bool(step.columns[FORGET].any())
-        step.memory[_FORGETTING] = forgetting
+        step.memory[FAST] = forgetting
         if not forgetting:
             return F.cross_entropy(step.seen(model(x)), y)
         scale = self.method.ascent * (1 + math.cos(math.pi * step.progress)) / 2
@@ -137,44 +134,3 @@ class _UpAndDown(Objective):
 
     def __str__(self) -> str:
         return str(self.method)
-
-
-class _Ascend(Callback):
-    """Masks and clips the gradients of forgetting steps."""
-
-    def __init__(self, masks: Masks, clip: float):
-        self.masks, self.clip = masks, clip
-
-    def __str__(self) -> str:
-        return "masked and clipped ascent"
-
-    def on_gradient(self, state: Any) -> None:
-        if not state.memory[_FORGETTING]:
-            return
-        for name, parameter in state.model.named_parameters():
-            if parameter.grad is not None and name in self.masks:
-                parameter.grad.mul_(self.masks[name])
-        nn.utils.clip_grad_norm_(state.model.parameters(), self.clip)
-
-
-class _Follow(Callback):
-    """After each descent, takes the weights back part of the way to where they were before it and its ascent."""
-
-    def __init__(self, share: float):
-        self.share = share
-
-    def __str__(self) -> str:
-        return f"follow by {self.share}"
-
-    def on_gradient(self, state: Any) -> None:
-        """Remember where a round begins."""
-        if _SLOW not in state.memory:
-            state.memory[_SLOW] = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-
-    @torch.no_grad()
-    def on_step(self, state: Any) -> None:
-        """End it after its descent."""
-        if not state.memory[_FORGETTING]:
-            before = state.memory.pop(_SLOW)
-            for name, parameter in state.model.named_parameters():
-                parameter.lerp_(before[name], 1 - self.share)
