@@ -11,11 +11,9 @@ Chundawat et al., "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networ
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from holdfast.methods import Objective, Paper
 from holdfast.models import reinitialised
 from holdfast.run import Run
 from holdfast.training import SGD, Optimizer, Step
-from holdfast.unlearning.fine_tuning import FORGET, FineTuning, grouped
+from holdfast.unlearning.fine_tuning import FORGET, FineTuning, Teacher, grouped
 from holdfast.unlearning.scrub import distillation
 
 __all__ = ["BadTeacher"]
@@ -72,14 +70,13 @@ class _TwoTeachers(Objective):
     columns = (FORGET,)
 
     def __init__(self, competent: nn.Module, ignorant: nn.Module, method: BadTeacher):
-        self.teachers = [copy.deepcopy(teacher).eval().requires_grad_(False) for teacher in (competent, ignorant)]
-        self.method = method
+        self.competent, self.ignorant, self.method = Teacher(competent), Teacher(ignorant), method
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         forget = step.columns[FORGET]
-        with torch.no_grad():
-            known, nothing = (teacher.to(x.device)(x).float() for teacher in self.teachers)
-        target = torch.where(forget[:, None], nothing, known)
+        target = self.competent(x, step.run)
+        if forget.any():
+            target[forget] = self.ignorant(x[forget], step.run)
         temperature = self.method.temperature
         # The square of the temperature that `distillation` multiplies by belongs to SCRUB alone.
         return distillation(target, step.seen(model(x)), temperature) / temperature**2

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.data import Images, concat
 from holdfast.errors import UserError
 from holdfast.methods import BatchTransform, Callback, Objective, Unlearner
+from holdfast.models.features import logits_of
 from holdfast.run import Run
 from holdfast.training import SGD, Constant, Crop, CrossEntropy, Flip, Optimizer, Schedule, fit
 
-__all__ = ["FORGET", "FineTuning", "check_request", "grouped"]
+__all__ = ["FORGET", "FineTuning", "Teacher", "check_request", "grouped"]
 
 FORGET = "forget"  # the column, bool (N,), that marks the images to forget
 
@@ -80,6 +82,23 @@ class FineTuning(Unlearner):
             run=run.child(name or self.id),
             **{"transforms": self.transforms, **named},
         ).model
+
+
+class Teacher:
+    """A model that is asked and does not learn: a frozen copy, which answers in the precision of the training.
+
+    Args:
+        model: left as it was.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "n c h w"], run: Run) -> Float[Tensor, "n k"]:
+        """Its logits (N, K), float32."""
+        with run.autocast():
+            return logits_of(self.model.to(x.device), x).float()
 
 
 def check_request(forget: Images, retain: Images) -> None:

@@ -37,20 +37,22 @@ def batch_gradients(
     Args:
         model: left as it was.
         images: at least one.
-        run: device and order.
+        run: device, order, and precision of the passes.
         batch_size: images per gradient.
         loss: of logits (B, K) and labels (B,), to a scalar.
 
     Raises:
         UserError: no weight trains, or a gradient is not finite.
     """
-    twin = copy.deepcopy(model).to(run.torch_device).eval()
+    twin = copy.deepcopy(model).to(run.torch_device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     weights = {name: value for name, value in twin.named_parameters() if value.requires_grad}
     if not weights:
         raise UserError("unlearning: all of the model's weights are frozen (requires_grad is false).")
     order = torch.randperm(len(images), generator=run.rng("batches of gradients"))
     for x, y in images.select(order).batches(batch_size, run.torch_device):
-        value = loss(logits_of(twin, x), y)
+        with run.autocast():
+            logits = logits_of(twin, x)
+        value = loss(logits.float(), y)
         found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(weight) if gradient is None else gradient

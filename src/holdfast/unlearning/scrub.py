@@ -10,11 +10,9 @@ Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv:230
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +21,7 @@ from holdfast.data import Images
 from holdfast.methods import Objective, Paper
 from holdfast.run import Run
 from holdfast.training import SGD, InTurn, MultiStep, Optimizer, Schedule, Step
-from holdfast.unlearning.fine_tuning import FORGET, FineTuning, grouped
+from holdfast.unlearning.fine_tuning import FORGET, FineTuning, Teacher, grouped
 
 __all__ = ["SCRUB"]
 
@@ -71,14 +69,12 @@ class _MaxMin(Objective):
     columns = (FORGET,)
 
     def __init__(self, teacher: nn.Module, method: SCRUB):
-        self.teacher, self.method = copy.deepcopy(teacher).eval().requires_grad_(False), method
+        self.teacher, self.method = Teacher(teacher), method
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         m = self.method
-        with torch.no_grad():
-            target = self.teacher.to(x.device)(x).float()
         logits = step.seen(model(x))
-        divergence = distillation(target, logits, m.temperature)
+        divergence = distillation(self.teacher(x, step.run), logits, m.temperature)
         if step.columns[FORGET].any():
             return -divergence
         return m.gamma * F.cross_entropy(logits, y) + m.alpha * divergence
