@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import api, checks, commands, methods, recipe, schema, zoo
+from . import api, checks, commands, methods, recipe, schema, unlearners, zoo
 
 __all__ = ["grown", "pages"]
 
@@ -21,6 +21,7 @@ def pages() -> dict[str, str]:
         **schema.pages(),
         "reference/cli.md": commands.page(),
         "reference/recipe.md": recipe.page(),
+        "reference/unlearners.md": unlearners.page(),
         "reference/zoo.md": zoo.page(),
     }
 

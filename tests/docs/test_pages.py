@@ -170,3 +170,26 @@ def test_the_schema_page_has_every_object_and_property_of_the_schema(generated):
         section = re.split(r"^## ", page, flags=re.MULTILINE)
         [section] = [s for s in section if s.startswith(f"{name}\n")]
         assert all(f"| `{key}` |" in section for key in content.get("properties", {}))
+
+
+def test_unlearners_stand_beside_retraining_as_the_ledger_has_them():
+    from _hooks import unlearners
+
+    def of(method, gap, seeds=1):
+        known = {"ua": 0.2, "ra": 0.9, "ta": 0.8, "mia_nonmember_rate": 0.1}
+        one = {
+            **known, "gap": gap, "js": 0.01, "seconds": 5.0, "retrained": known, "original": known,
+            "gap of the original": 20.0,
+        }  # fmt: skip
+        entry = next(e for e in latest() if e.proof.endswith("-of-random-images"))
+        details = one if seeds == 1 else {"per_seed": [one, {**one, "ua": 0.4}]}
+        proof = f"{method}-of-random-images"
+        return entry.model_copy(
+            update={"scale": "cpu", "method": method, "proof": proof, "details": details, "seeds": list(range(seeds))}
+        )
+
+    text = unlearners.page([of("ft", 7.0, 2), of("salun", 3.0, 2)])
+    assert text.index("`salun`") < text.index("`ft`")
+    assert "30.0 ± 14.1 %" in text
+    assert "Means over 2 seeds" in text
+    assert text.count("Not measured yet.") == 1
