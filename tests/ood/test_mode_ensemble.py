@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast import catalog
 from holdfast.data import load_data
 from holdfast.errors import UserError
-from holdfast.models import build_model, extract, load_model, predict
+from holdfast.models import build_model, extract, load_model, predict, save_weights, weights_hash
 from holdfast.ood import FittedDetector, ModeEnsemble, Modes, fit_detectors, modes_of, score_detectors, spread
 from holdfast.run import Run
 from holdfast.training import SGD, fit
@@ -142,3 +143,18 @@ def test_spread_tells_what_a_single_seed_hides():
     assert spread([0.5]).std == 0
     with pytest.raises(UserError, match="no values"):
         spread([])
+
+
+def test_weights_of_other_trainings_make_one_model(tmp_path):
+    nets = [build_model("mlp", num_classes=4, image_shape=(1, 8, 8), run=Run(seed=seed)) for seed in range(3)]
+    for seed in (1, 2):
+        save_weights(nets[seed], tmp_path / f"{seed}.safetensors")
+    before = weights_hash(nets[0])
+    method = catalog.build(f"modes(weights=['{tmp_path}/1.safetensors', '{tmp_path}/2.safetensors'])")
+    together, x = method(nets[0]), torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(together.eval()(x), torch.stack([net.eval()(x) for net in nets]).mean(0))
+    assert weights_hash(nets[0]) == before
+    with pytest.raises(UserError, match="give the files"):
+        catalog.build("modes")(nets[0])
+    with pytest.raises(UserError):
+        catalog.build("modes(weights=[missing.safetensors])")(nets[0])

@@ -29,7 +29,7 @@ from holdfast.ood.low_dim_grad import LowDimGrad
 from holdfast.ood.mahalanobis import Mahalanobis
 from holdfast.ood.max_logit import MaxLogit
 from holdfast.ood.mode_ensemble import ModeEnsemble
-from holdfast.ood.modes import Modes, Spread, modes_of, spread
+from holdfast.ood.modes import Modes, Spread, WithModes, modes_of, spread
 from holdfast.ood.monitor import MonitorSettings, OODMonitor, Reading, fit_monitor, monitor_settings
 from holdfast.ood.msp import MSP
 from holdfast.ood.network import NetworkDetector
@@ -94,6 +94,7 @@ __all__ = [
     "Standing",
     "TwoBranches",
     "ViM",
+    "WithModes",
     "compare_detectors",
     "conformal_alarm",
     "energy_margins",

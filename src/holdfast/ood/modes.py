@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.errors import UserError
-from holdfast.models import classifier_head
+from holdfast.methods import Paper, Surgery
+from holdfast.models import classifier_head, load_weights
 from holdfast.models.features import tap_input
 
-__all__ = ["Modes", "Spread", "modes_of", "spread"]
+__all__ = ["Modes", "Spread", "WithModes", "modes_of", "spread"]
 
 
 class Modes(nn.Module):
@@ -63,6 +64,48 @@ class Modes(nn.Module):
             for part in features:
                 self.features[s](part)
         return torch.stack(found).mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithModes(
+    Surgery,
+    id="modes",
+    title="Several networks as one",
+    paper=Paper(
+        title="Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
+        arxiv="1612.01474",
+        venue="NeurIPS",
+        year=2017,
+    ),
+):
+    """The model and others of its architecture, trained from other seeds, as one that answers with their mean logits.
+
+    On the command line, in front of the model whose weights are the first:
+
+        holdfast ood fit --model resnet20 --weights 0.safetensors --guard "modes(weights=[1.safetensors])" ...
+
+    Args:
+        weights: files with the weights of the others; at least one.
+    """
+
+    weights: tuple[str, ...] = ()
+
+    def __call__(self, model: nn.Module) -> Modes:
+        """The networks in a row, the given one first; it is copied.
+
+        Raises:
+            UserError: no weights are given, or they do not fit.
+        """
+        if not self.weights:
+            raise UserError(
+                f"{self.id}: give the files of the other networks' weights, e.g. {self.id}(weights=[b.safetensors])."
+            )
+        others = []
+        for path in self.weights:
+            other = copy.deepcopy(model)
+            load_weights(other, path)
+            others.append(other)
+        return Modes([model, *others])
 
 
 def modes_of(model: nn.Module) -> Sequence[nn.Module]:
