@@ -48,7 +48,7 @@ AXES: tuple[Axis, ...] = (
         "unlearning",
         "Erasure",
         "Is data that had to be removed truly forgotten?",
-        "Erasure is judged against a model retrained without the data, and no request to forget was given.",
+        "No request to forget was given; `holdfast unlearn` serves one and certifies what can be said of it.",
     ),
     Axis("fault", "Faults", "Does it survive errors of the hardware it runs on?"),
     Axis("fairness", "Fairness", "Does it serve all groups of people equally well?"),
