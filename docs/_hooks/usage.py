@@ -9,7 +9,7 @@ import textwrap
 
 from holdfast import catalog
 from holdfast.evasion import TrainedGuard
-from holdfast.methods import Card, Method
+from holdfast.methods import Card, Method, Objective
 
 from . import markdown
 
@@ -29,6 +29,8 @@ _GIVEN = {
     "pubdef": "pubdef(transforms=[])",
     "c-avp": "c-avp(epochs=1)",
     "u-avp": "u-avp(epochs=1)",
+    "ddpm-ddim-cfg": "ddpm-ddim-cfg(updates=20, width=8, steps=50)",
+    "ddim": "ddim(steps=20)",
     "ulira": "ulira(models=6)",
     "cdd-red": "cdd-red(epochs=1, depth=3, width=8, attacks=['pgd(steps=2)'])",
 }
@@ -217,6 +219,58 @@ _PYTHON = {
         report = {made}({{"convnet": surrogate}}, {{"mlp": victim}}, data.test.select(slice(0, 64)), run=run)
         print(report.sentence)
         """,
+    "generator": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.generative import sample, save_diffusion
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = {made}(data.train, run=run)
+
+        images = sample(model, of=["7", "7", "3"], sampler="ddim(steps=20)", guidance=2.0, run=run)
+        save_diffusion(model, "digits-diffusion")
+        """,
+    "sampler": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.generative import DDPMDDIMCFG, sample
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = DDPMDDIMCFG(updates=20, width=8, steps=50)(data.train, run=run)
+
+        images = sample(model, 16, sampler={made}, run=run)
+        """,
+    "noise-prediction": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.generative import Blueprint, build_diffusion, contexts
+        from holdfast.training import fit
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = build_diffusion(Blueprint(image_shape=data.shape, classes=data.train.classes, width=8), run=run)
+
+        train = data.train.with_column("context", contexts(model, data.train))
+        trained = fit(model, train, epochs=1, objective={made}, optimizer="adam", run=run).model
+        """,
+    "vae": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.generative import VAE
+        from holdfast.training import fit
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        model = VAE(channels=1, factor=2, width=8)
+
+        trained = fit(model, data.train, epochs=1, objective={made}, optimizer="adam", run=run).model
+        """,
     "surgery": """
         from holdfast.data import load_data, to_float
         from holdfast.models import load_model
@@ -256,6 +310,16 @@ _BY_NAME = "from holdfast import catalog\n\nmethod = catalog.build({spec!r})"
 
 # Language of the fence, then the text; `{spec}` is the method as one writes it in a recipe or on the command line.
 _ELSEWHERE = {
+    "generator": (
+        "On the command line",
+        "bash",
+        "holdfast generate train --data digits --method {quoted} --out runs/digits-diffusion",
+    ),
+    "sampler": (
+        "On the command line",
+        "bash",
+        "holdfast generate sample runs/digits-diffusion --sampler {quoted} -n 16 --out digits.png",
+    ),
     "attack": (
         "On the command line",
         "bash",
@@ -316,7 +380,9 @@ def examples(card: Card, method: type[Method]) -> str:
 
 
 def _kind(card: Card, method: type[Method]) -> str:
-    """The method's kind; guards that learn are called in a way of their own."""
+    """The method's kind; guards that learn, and losses that are for no classifier, have a way of their own."""
+    if issubclass(method, Objective) and not method.logits:
+        return "generative-objective"
     return "trained-guard" if issubclass(method, TrainedGuard) else card.kind
 
 

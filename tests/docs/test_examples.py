@@ -115,6 +115,7 @@ PAGES = (
     "concepts.md",
     "deployed.md",
     "exit-codes.md",
+    "generative.md",
     "index.md",
     "ood.md",
     "policy.md",

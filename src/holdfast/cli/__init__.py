@@ -20,6 +20,7 @@ from holdfast.cli import (
     audit,
     compare,
     data,
+    generate,
     harden,
     membership,
     methods,
@@ -92,6 +93,10 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "ood": (
         "Notice inputs that belong to none of a model's classes.",
         {"fit": ood.fit_monitor_command, "score": ood.score_command},
+    ),
+    "generate": (
+        "Train models that make images, and make them.",
+        {"train": generate.train_generator, "sample": generate.sample_generator},
     ),
     "parse": (
         "Tell from adversarial images what kind of model they were made on.",

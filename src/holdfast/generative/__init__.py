@@ -8,6 +8,9 @@ from holdfast.generative.ddim import DDIM
 from holdfast.generative.ddpm import DDPM
 from holdfast.generative.ddpm_ddim_cfg import DDPMDDIMCFG, contexts
 from holdfast.generative.diffusion import Diffusion
+from holdfast.generative.grid import picture_grid
+from holdfast.generative.judge import Judge, train_judge
+from holdfast.generative.metrics import Comparison, FeatureNetwork, compare, fid, kid, precision_recall
 from holdfast.generative.noise_prediction import NoisePrediction
 from holdfast.generative.noise_schedule import Estimate, NoiseSchedule
 from holdfast.generative.plug import plugged
@@ -24,9 +27,12 @@ __all__ = [
     "VAE",
     "Attention",
     "Blueprint",
+    "Comparison",
     "Denoiser",
     "Diffusion",
     "Estimate",
+    "FeatureNetwork",
+    "Judge",
     "NoisePrediction",
     "NoiseSchedule",
     "TextEncoder",
@@ -35,14 +41,20 @@ __all__ = [
     "VAELoss",
     "Watched",
     "build_diffusion",
+    "compare",
     "contexts",
     "cross_attention",
+    "fid",
     "guided",
+    "kid",
     "load_diffusion",
+    "picture_grid",
     "plugged",
+    "precision_recall",
     "sample",
     "sample_path",
     "save_diffusion",
+    "train_judge",
     "train_vae",
     "watch_attention",
 ]
