@@ -20,8 +20,10 @@ from holdfast.training import Adam, Cosine, fit
 __all__: list[str] = []
 
 _LONG_TAIL = (
-    "CIFAR-10-LT, 12,406 images, of which each class's are drawn at random; ResNet-20, Adam at 1e-3, ten epochs. The "
-    "paper trains a ResNet-18 for 200 with tiny images as outliers."
+    "CIFAR-10-LT, 12,406 images, of which each class's are drawn at random; ResNet-20, Adam at 1e-3, twelve epochs in "
+    "batches of 64. The paper trains a ResNet-18 for 200 with tiny images as outliers. A first run at cpu scale, ten "
+    "epochs in batches of 256, was too few steps to learn anything: accuracy was 0.33, digits ranked as more normal "
+    "than test images, and both claims on detection failed."
 )
 _FEW_NOISES = ("uniform-noise", "gaussian-noise")
 
@@ -45,8 +47,8 @@ def _exposed(lab: Lab, contrast: bool) -> Net:
     fit(
         model,
         train,
-        epochs=lab.pick(smoke=15, cpu=10),
-        batch_size=lab.pick(smoke=64, cpu=256),
+        epochs=lab.pick(smoke=15, cpu=12),
+        batch_size=64,
         objective=PASCL() if contrast else PASCL(contrast=0),
         companions={"outliers": SyntheticOutliers()(train, run=lab.run)},
         optimizer=Adam(lr=lab.pick(smoke=3e-3, cpu=1e-3), weight_decay=5e-4),
