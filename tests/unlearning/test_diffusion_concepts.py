@@ -159,6 +159,23 @@ def test_captions_become_classes(by_text, captioned):
     assert as_told(by_text, bare, ("disc", "red disc")).y.tolist() == [0, 1] * 6
 
 
+def test_a_concept_is_found_among_pictures_by_the_words_of_their_captions(captioned):
+    mixed = captioned.but(columns={"caption": np.array(["red disc", "a Disc", "discs", "star"] * 3)})
+    found = Concept.among(mixed, "disc", instead="star")
+    assert found.prompts == ("red disc", "a Disc")
+    assert (len(found.images), len(found.retained)) == (6, 6)
+    assert set(found.retained.columns["caption"]) == {"discs", "star"}
+    by_class = Images(x=captioned.x, y=torch.arange(12) % 3, classes=("a", "b", "c"))
+    assert Concept.among(by_class, "b").images.y.unique().tolist() == [1]
+    for images, name, said in (
+        (mixed, "moon", "no picture is of 'moon'"),
+        (captioned, "disc", "every picture is of 'disc'"),
+        (by_class, "d", "class 'd' is unknown"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Concept.among(images, name)
+
+
 @pytest.mark.parametrize(
     ("concept", "method", "said"),
     [

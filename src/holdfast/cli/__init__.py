@@ -21,6 +21,7 @@ from holdfast.cli import (
     compare,
     data,
     generate,
+    generate_unlearn,
     harden,
     membership,
     methods,
@@ -95,8 +96,13 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         {"fit": ood.fit_monitor_command, "score": ood.score_command},
     ),
     "generate": (
-        "Train models that make images, and make them.",
-        {"train": generate.train_generator, "sample": generate.sample_generator},
+        "Train models that make images, make them, and make a model forget what it is not to draw.",
+        {
+            "train": generate.train_generator,
+            "sample": generate.sample_generator,
+            "unlearn": generate_unlearn.unlearn_concept,
+            "attack": generate_unlearn.attack_concept,
+        },
     ),
     "parse": (
         "Tell from adversarial images what kind of model they were made on.",

@@ -66,6 +66,41 @@ class Concept:
         """A name alone will do."""
         return concept if isinstance(concept, Concept) else cls(name=concept)
 
+    @classmethod
+    def among(
+        cls,
+        images: Images,
+        name: str,
+        *,
+        instead: str = "",
+        prompts: tuple[str, ...] = (),
+        others: tuple[str, ...] = (),
+    ) -> Concept:
+        """The concept in a set of pictures: those whose caption or class names it, and the others to be kept.
+
+        Args:
+            images: with captions in the column ``caption``, or of a class of that name.
+            name, instead, others: see `Concept`.
+            prompts: by default the captions of those pictures, at most a hundred.
+
+        Raises:
+            UserError: none names it, or all do.
+        """
+        if "caption" in images.columns:
+            captions = [str(caption) for caption in np.asarray(images.columns["caption"]).tolist()]
+            named = torch.tensor([re.search(_word(name), caption, re.IGNORECASE) is not None for caption in captions])
+            naming = (caption for caption, is_so in zip(captions, named.tolist(), strict=True) if is_so)
+            prompts = prompts or tuple(dict.fromkeys(naming))[:100]
+        elif name in images.classes:
+            named = images.y == images.classes.index(name)
+        else:
+            raise one_of("class", name, images.classes)
+        if not named.any() or named.all():
+            found = "no picture" if not named.any() else "every picture"
+            raise UserError(f"{images.name}: {found} is of {name!r}, so there is nothing to tell it from.")
+        forget, keep = images.select(named, "pictures to forget"), images.select(~named, "pictures to be kept")
+        return cls(name=name, instead=instead, prompts=prompts, others=others, images=forget, retained=keep)
+
     def asked(self, model: Diffusion) -> tuple[str, ...]:
         """Texts, or the class, that ask a model for the concept.
 
@@ -115,8 +150,12 @@ class Concept:
         return self.others or captions
 
     def _without(self, text: str) -> str:
-        changed, count = re.subn(rf"\b{re.escape(self.name)}\b", lambda _: self.instead, text, flags=re.IGNORECASE)
+        changed, count = re.subn(_word(self.name), lambda _: self.instead, text, flags=re.IGNORECASE)
         return changed if count else self.instead
+
+
+def _word(name: str) -> str:
+    return rf"\b{re.escape(name)}\b"
 
 
 def as_told(model: Diffusion, images: Images, prompts: tuple[str, ...] = ()) -> Images:
