@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
     "calibration": "Honest confidence",
     "privacy": "What a model gives away about its training data",
     "unlearning": "Removing data from a model",
+    "continual": "Learning and forgetting, request by request",
     "compression": "Smaller and faster models",
     "generative": "Models that make images",
     "optim": "Optimisation",
