@@ -102,6 +102,14 @@ def _from_scratch(lab: Lab, objective: str) -> Net:
     return Net(lab, lab.model(small(lab, objective=objective)))
 
 
+_SHORT = (
+    "Does not hold at cpu scale, where both networks are trained for 8 epochs on 20,000 images and end at 76 % accuracy: "
+    "nothing in the loss holds the length of raw logits, and in a training this short it comes out larger on noise "
+    "(confidence 0.92 to 0.97) than on known images. The paper trains for 200 epochs. Not tried: longer training, the "
+    "score of normalised logits."
+)
+
+
 @proof(
     method="logit-norm",
     claim="Trained on normalised logits, the softmax score detects far outliers at least as well.",
@@ -109,6 +117,7 @@ def _from_scratch(lab: Lab, objective: str) -> Net:
     metric="mean AUROC of msp, far sets, logit-norm - cross-entropy",
     better="higher",
     threshold={"smoke": -0.01, "cpu": -0.01},
+    note=_SHORT,
 )
 def normalised_logits_detect_as_well(lab: Lab) -> Measured:
     """Same start, data and epochs with both losses."""
@@ -125,6 +134,7 @@ def normalised_logits_detect_as_well(lab: Lab) -> Measured:
     metric="mean confidence on far sets, logit-norm - cross-entropy",
     better="lower",
     threshold={"smoke": 0.0, "cpu": 0.0},
+    note=_SHORT,
 )
 def normalised_logits_are_less_confident_outside(lab: Lab) -> Measured:
     """The networks of the other proof: the mean of the largest probability, over sets."""
