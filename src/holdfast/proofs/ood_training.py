@@ -103,7 +103,7 @@ def _from_scratch(lab: Lab, objective: str) -> Net:
 
 
 _SHORT = (
-    "Does not hold at cpu scale, where both networks are trained for 8 epochs on 20,000 images and end at 76 % accuracy: "
+    "Does not hold at cpu scale, where both networks are trained for 8 epochs on 20,000 images, to 76 % accuracy: "
     "nothing in the loss holds the length of raw logits, and in a training this short it comes out larger on noise "
     "(confidence 0.92 to 0.97) than on known images. The paper trains for 200 epochs. Not tried: longer training, the "
     "score of normalised logits."
