@@ -17,7 +17,9 @@ __all__ = ["examples", "python"]
 
 # What an example spells out: fields that cannot be guessed, and budgets that keep the example short.
 _GIVEN = {
-    "square": "square(queries=200)",
+    **{id: f"{id}(queries=200)" for id in ("square", "bandits", "nes", "signhunter", "simba", "zoo")},
+    **{id: f"{id}(queries=200)" for id in ("bidirectional-square", "boundary", "hopskipjump", "querynet")},
+    "autoattack": "autoattack(steps=20, queries=200)",
     "pgd-at": "pgd-at(steps=3)",
     "at-lr": "at-lr(steps=3)",
     "ft": "ft(epochs=1, crop=none, flip=none)",
@@ -32,6 +34,11 @@ _GIVEN = {
     "ddpm-ddim-cfg": "ddpm-ddim-cfg(updates=20, width=8, steps=50)",
     "ddim": "ddim(steps=20)",
     "ulira": "ulira(models=6)",
+    "er": "er(epochs=2, crop=none, flip=none)",
+    "der-plus-plus": "der-plus-plus(epochs=2, crop=none, flip=none)",
+    "ug-clu": "ug-clu(epochs=2, crop=none, flip=none)",
+    "worst-case-forget": "worst-case-forget(rounds=2, epochs=1)",
+    "modes": "modes(weights=['other.safetensors'])",
     "cdd-red": "cdd-red(epochs=1, depth=3, width=8, attacks=['pgd(steps=2)'])",
 }
 
@@ -136,6 +143,40 @@ _PYTHON = {
         forget, retain = data.train.select(slice(0, 50)), data.train.select(slice(50, None))
 
         forgotten = {made}(model, forget, retain, run=Run())
+        """,
+    "continual-learner": """
+        from holdfast import Run
+        from holdfast.continual import Memory, Request, identified, serve_stream
+        from holdfast.data import load_data
+        from holdfast.models import build_model
+        from {module} import {name}
+
+        run = Run()
+        data = load_data("digits")
+        train = identified(data.train)
+        model = build_model("convnet(width=8)", num_classes=10, image_shape=data.shape, run=run)
+
+        requests = [
+            Request(learn=train.select(train.y < 2)),
+            Request(learn=train.select(train.y == 2)),
+            Request(forget=train.select(train.y == 0)),
+        ]
+        learner = {made}
+        served = serve_stream(learner, model, requests, Memory.empty(50, train), test=data.test, run=run)
+        print(served.records[-1].remaining, served.records[-1].unlearned)
+        """,
+    "worst-case-forget": """
+        from holdfast import Run
+        from holdfast.data import load_data
+        from holdfast.models import load_model
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+
+        found = {made}(model, data.train, run=Run())
+        print(found.sentence)
+        forget = data.train.select(found.indices)
         """,
     "compressor": """
         from holdfast import Run
@@ -271,6 +312,20 @@ _PYTHON = {
 
         trained = fit(model, data.train, epochs=1, objective={made}, optimizer="adam", run=run).model
         """,
+    "modes": """
+        from holdfast import Run
+        from holdfast.data import load_data, to_float
+        from holdfast.models import build_model, load_model, save_weights
+        from {module} import {name}
+
+        data = load_data("digits")
+        model = load_model("zoo:digits-convnet")
+        other = build_model("convnet", num_classes=data.num_classes, image_shape=data.shape, run=Run(seed=1))
+        save_weights(other, "other.safetensors")  # of a training from another seed
+
+        together = {made}(model)
+        logits = together(to_float(data.test.x[:32]))
+        """,
     "surgery": """
         from holdfast.data import load_data, to_float
         from holdfast.models import load_model
@@ -310,6 +365,21 @@ _BY_NAME = "from holdfast import catalog\n\nmethod = catalog.build({spec!r})"
 
 # Language of the fence, then the text; `{spec}` is the method as one writes it in a recipe or on the command line.
 _ELSEWHERE = {
+    "modes": (
+        "On the command line",
+        "bash",
+        "holdfast ood fit --model resnet20 --weights first.safetensors --guard {quoted} --data cifar10",
+    ),
+    "continual-learner": (
+        "On the command line",
+        "bash",
+        "holdfast learn --learner {quoted} --model convnet --data digits --requests stream.yaml --buffer 50",
+    ),
+    "unlearner": (
+        "On the command line",
+        "bash",
+        "holdfast unlearn --method {quoted} --model zoo:digits-convnet --data digits --forget class=3",
+    ),
     "generator": (
         "On the command line",
         "bash",
@@ -370,7 +440,7 @@ def python(card: Card, method: type[Method]) -> str:
 def examples(card: Card, method: type[Method]) -> str:
     """All examples of a method, as tabs."""
     tabs = [("In Python", "python", python(card, method))]
-    kind = _kind(card, method)
+    kind = card.id if card.id in _ELSEWHERE else _kind(card, method)
     if kind in _ELSEWHERE and not getattr(method, "needs", ""):  # an analysis that needs more has no command
         title, language, text = _ELSEWHERE[kind]
         tabs.append((title, language, text.format(**_names(card, method))))
