@@ -182,7 +182,7 @@ def test_with_both_weights_zero_dark_replay_is_fine_tuning(convolutional, task, 
 
 def test_experience_replay_is_the_mean_over_both_batches(model, task, train):
     memory = task(0, 1, count=64).learn  # as large as a batch, so that each comes once in every step
-    memory = Memory.empty(64, train).insert(memory, torch.zeros(64, 10), rng=torch.Generator())
+    memory = Memory.empty(64, train).insert(memory, lambda images: torch.zeros(64, 10), rng=torch.Generator())
     request = task(2, 3, count=64)
     found = ER(**NAMED)(model, request, memory, run=Run())
     both = concat(request.learn.but(columns={}), memory.images.but(columns={}))
@@ -192,7 +192,7 @@ def test_experience_replay_is_the_mean_over_both_batches(model, task, train):
 def test_dark_replay_is_the_sum_of_its_three_losses(model, task, train):
     rng = torch.Generator().manual_seed(0)
     stored = torch.randn(64, 10, generator=rng)
-    memory = Memory.empty(64, train).insert(task(0, 1, count=64).learn, stored, rng=rng)
+    memory = Memory.empty(64, train).insert(task(0, 1, count=64).learn, lambda images: stored, rng=rng)
     request = task(2, 3, count=64)
     found = DERPlusPlus(**NAMED, alpha=0.3, beta=0.6)(model, request, memory, run=Run())
 

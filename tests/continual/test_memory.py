@@ -19,7 +19,7 @@ def logits_of(images):
 
 
 def shown(memory, images, seed=0):
-    return memory.insert(images, logits_of(images), rng=torch.Generator().manual_seed(seed))
+    return memory.insert(images, logits_of, rng=torch.Generator().manual_seed(seed))
 
 
 def consistent(memory):
@@ -39,7 +39,7 @@ def test_each_of_many_images_is_kept_with_the_same_probability(tiny):
     counts = torch.zeros(60)
     rng = torch.Generator().manual_seed(0)
     for _ in range(draws):
-        counts[empty.insert(images, logits_of(images), rng=rng).ids] += 1
+        counts[empty.insert(images, logits_of, rng=rng).ids] += 1
     expected = draws * capacity / 60
     # Drawn without replacement, the counts vary by a factor 1 - 15/60 less than those of independent draws.
     statistic = float(((counts - expected) ** 2 / (expected * (1 - capacity / 60))).sum()) * 59 / 60
@@ -52,7 +52,7 @@ def test_the_second_part_of_a_stream_is_kept_as_often_as_the_first(tiny):
     late = sum(
         int((m.ids >= 40).sum())
         for m in (
-            Memory.empty(12, first).insert(first, logits_of(first), rng=rng).insert(second, logits_of(second), rng=rng)
+            Memory.empty(12, first).insert(first, logits_of, rng=rng).insert(second, logits_of, rng=rng)
             for _ in range(400)
         )
     )
@@ -62,8 +62,8 @@ def test_the_second_part_of_a_stream_is_kept_as_often_as_the_first(tiny):
 def test_parts_shown_one_after_the_other_are_as_one(tiny):
     whole, rng = tiny(range(50)), torch.Generator().manual_seed(3)
     empty = Memory.empty(7, whole)
-    parts = empty.insert(whole.select(slice(0, 20)), logits_of(whole)[:20], rng=rng)
-    parts = parts.insert(whole.select(slice(20, 50)), logits_of(whole)[20:], rng=rng)
+    parts = empty.insert(whole.select(slice(0, 20)), logits_of, rng=rng)
+    parts = parts.insert(whole.select(slice(20, 50)), logits_of, rng=rng)
     assert parts.fingerprint() == shown(empty, whole, seed=3).fingerprint()
 
 
@@ -126,8 +126,14 @@ def test_a_file_without_a_memory_is_refused(tmp_path):
 
 
 def test_images_are_kept_as_they_are(train):
-    logits = torch.randn(len(train), 10)
-    memory = Memory.empty(30, train).insert(train, logits, rng=Run().rng("reservoir"))
+    logits, asked = torch.randn(len(train), 10), []
+
+    def answer(images):
+        asked.append(len(images))
+        return logits[ids_of(images)]
+
+    memory = Memory.empty(30, train).insert(train, answer, rng=Run().rng("reservoir"))
+    assert asked == [30], "only of those that stay"
     assert memory.images.x.dtype == train.x.dtype
     assert torch.equal(memory.images.x, train.x[memory.ids])
     assert torch.equal(memory.images.y, train.y[memory.ids])

@@ -6,6 +6,7 @@ same for all: what is to be forgotten leaves the memory first, and what was lear
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 
 from torch import nn
@@ -67,6 +68,5 @@ def serve(
             )
     model = learner(model, request, memory, run=run)
     if request.learn is not None:
-        logits = predict(model, request.learn, run=run)
-        memory = memory.insert(request.learn, logits, rng=run.rng("reservoir"))
+        memory = memory.insert(request.learn, functools.partial(predict, model, run=run), rng=run.rng("reservoir"))
     return model, memory

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -77,33 +78,36 @@ class Memory:
         """That were stored with them."""
         return torch.as_tensor(self.images.columns[LOGITS])
 
-    def insert(self, images: Images, logits: Float[Tensor, "n k"], *, rng: torch.Generator) -> Memory:
+    def insert(self, images: Images, answer: Callable[[Images], Tensor], *, rng: torch.Generator) -> Memory:
         """Show it images, of which it keeps a fair share.
 
         Args:
             images: with the column `ID`; in the order in which they come.
-            logits: of a model, to be kept with them.
+            answer: gives logits (N, K) of images; asked once, of those that stay, to be kept with them.
             rng: decides who stays.
 
         Raises:
-            UserError: an id is in the memory already, or was removed; or there is not a row of logits for each image.
+            UserError: an id is in the memory already, or was removed.
         """
         ids = ids_of(images)
-        if len(logits) != len(images):
-            raise UserError(f"memory: {len(images)} images need as many rows of logits, got {len(logits)}.")
         for what, known in (("is in the memory already", self.ids), ("was removed and cannot come back", self.removed)):
             if (again := torch.isin(ids, known)).any():
                 raise UserError(f"memory: image {int(ids[again][0])} {what}.")
-        new = images.but(columns={ID: ids, LOGITS: logits.detach().float().cpu()}, name="memory")
-        held = self.images if len(self) else new.select(slice(0, 0))
-        places = list(range(len(held)))
-        for count in range(len(new)):
+        places = list(range(len(self)))  # who is where: below len(self) those held, then the new ones
+        for count in range(len(images)):
             if len(places) < self.capacity:
-                places.append(len(held) + count)
+                places.append(len(self) + count)
             elif (place := int(torch.randint(self.seen + count + 1, (), generator=rng))) < self.capacity:
-                places[place] = len(held) + count
-        kept = concat(held, new, name="memory").select(places)
-        return replace(self, images=kept, seen=self.seen + len(new))
+                places[place] = len(self) + count
+        staying = sorted(place - len(self) for place in places if place >= len(self))
+        if not staying:
+            return replace(self, seen=self.seen + len(images))
+        new = images.select(staying, "memory")
+        new = new.but(columns={ID: ids[staying], LOGITS: answer(new).detach().float().cpu()})
+        held = self.images if len(self) else new.select(slice(0, 0))
+        where = {len(self) + count: len(self) + row for row, count in enumerate(staying)}
+        kept = concat(held, new).select([where.get(place, place) for place in places])
+        return replace(self, images=kept, seen=self.seen + len(images))
 
     def remove(self, ids: Int64[Tensor, " m"]) -> Memory:
         """Take images out for ever, whether it holds them or has only seen them.
