@@ -5,9 +5,9 @@ unlearned model's prediction for the concept is brought to the original model's 
 original stays: were the moving model's own prediction the target, both could drift together. No other concept is
 trained on; preservation is meant to come from how little has to move.
 
-"Compensation-free Machine Unlearning in Text-to-Image Diffusion Models by Eliminating the Mutual Information", 2026. No
-code was found and the weights of the loss are not certain; the two losses are derived here from the paper's idea and
-the standard identity between mutual information and denoising errors. The first differs from `esd` with eta = 1 only in
+Cheng et al., "Compensation-free Machine Unlearning in Text-to-Image Diffusion Models by Eliminating the Mutual
+Information", 2026, arXiv:2603.00992. No code was found and the weights of the loss are not certain; the two losses are
+derived here from the paper's idea and the standard identity between mutual information and denoising errors. The first differs from `esd` with eta = 1 only in
 the noisy images, which are diffused pictures here and half-drawn ones there; with a moving average of the model in the
 place of the original it would be safe self-distillation.
 """
@@ -42,6 +42,7 @@ class MiMMU(
     paper=Paper(
         title="Compensation-free Machine Unlearning in Text-to-Image Diffusion Models by Eliminating the Mutual "
         "Information",
+        arxiv="2603.00992",
         year=2026,
     ),
 ):

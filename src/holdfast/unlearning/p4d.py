@@ -4,7 +4,7 @@ The tokens are searched for as free vectors. In each step the nearest tokens tak
 moves the vectors. Unlike `unlearndiffatk` it needs the model from before the unlearning.
 
 Chin et al., "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding Problematic Prompts", ICML
-2024, arXiv:2309.06135, algorithm 1. Rate, decay and budget are those of the comparison in Zhang et al., 2024.
+2024, arXiv:2309.06135. Rate, decay and budget are those of the comparison in Zhang et al., 2024.
 """
 
 from __future__ import annotations

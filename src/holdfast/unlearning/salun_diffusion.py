@@ -5,7 +5,7 @@ rest frozen, the model learns to predict, told the concept, what it predicts its
 goes on learning from pictures to be kept.
 
 Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and
-Generation", ICLR 2024, arXiv:2310.12508, equations 3, 4 and 7.
+Generation", ICLR 2024, arXiv:2310.12508: its form for models that make images.
 """
 # ruff: noqa: RUF009 - methods are immutable, so they may stand as defaults.
 

@@ -5,7 +5,7 @@ uniform noise, for the concept. Pictures of other concepts, drawn by the origina
 holds each weight the more, the more the pictures that the original can draw depend on it.
 
 Heng & Soh, "Selective Amnesia: A Continual Learning Approach to Forgetting in Deep Generative Models", NeurIPS 2023,
-arXiv:2305.10120, equation 8.
+arXiv:2305.10120, section 3.
 """
 # ruff: noqa: RUF009 - methods are immutable, so they may stand as defaults.
 

@@ -5,7 +5,7 @@ to the weights that matter more to the concept than to the rest, and descends on
 optimizer takes both kinds of steps.
 
 Huang et al., "Unified Gradient-Based Machine Unlearning with Remain Geometry Enhancement", NeurIPS 2024,
-arXiv:2409.19732, section 4 and appendix D.
+arXiv:2409.19732, section 4.
 """
 # ruff: noqa: RUF009 - methods are immutable, so they may stand as defaults.
 

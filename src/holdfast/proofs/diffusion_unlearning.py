@@ -1,0 +1,461 @@
+"""Proofs of methods that erase concepts from diffusion models, and of attacks that bring them back.
+
+One shape, the disc, is erased from the small model of `diffusion_bench`; a judge that no method has seen says what the
+pictures show. Two further shapes are left out of all that any method is given to keep, so that a move of the
+predictions for them is nobody's aim. At smoke scale, where the model has learnt colours and hardly any shapes, it is
+the colour red. The settings were chosen on another shape and colour, the cross and green.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast import catalog, stats
+from holdfast.data import Images
+from holdfast.generative import Diffusion, watch_attention
+from holdfast.models import frozen
+from holdfast.proofs.diffusion_bench import ATTRIBUTES, DiffusionBench, Kept, diffusion_bench, prompts
+from holdfast.proofs.lab import Lab
+from holdfast.proofs.proof import Measured, proof
+from holdfast.run import Run
+from holdfast.unlearning import Concept, ConceptUnlearner, PromptAttack, Recovered
+from holdfast.unlearning.fmn import attention_on, places_of
+from holdfast.unlearning.prompt_attacks import Siege
+
+__all__: list[str] = []
+
+_NOTE = (
+    "At cpu scale a text-conditional U-Net on 16x16 pictures of ten shapes in ten colours, 50 DDIM steps with guidance "
+    "2; the concept is the disc, settings were chosen on the cross. At smoke scale the model draws colours but hardly "
+    "any shapes; there the concept is red, and settings were chosen on green."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What is erased, what is to be drawn in its place, and what no method is given to keep, of one attribute."""
+
+    attribute: str
+    name: str
+    instead: str
+    held_out: tuple[str, str]
+
+    def prompts(self, values: Sequence[str], *, each: int = 1) -> tuple[str, ...]:
+        """Prompts for these values."""
+        return tuple(prompts(**{self.attribute: values}, each=each))
+
+    def among(self, images: Images, values: Sequence[str], name: str) -> Images:
+        """The pictures that show one of these values."""
+        truth = images.y if self.attribute == "shape" else torch.as_tensor(images.columns[self.attribute])
+        places = torch.tensor([ATTRIBUTES[self.attribute].index(value) for value in values])
+        return images.select(torch.isin(truth, places), name=name)
+
+
+_DISC = _Target(attribute="shape", name="disc", instead="square", held_out=("heart", "crescent"))
+_RED = _Target(attribute="colour", name="red", instead="blue", held_out=("pink", "brown"))
+
+
+def _target(lab: Lab) -> _Target:
+    target: _Target = lab.pick(smoke=_RED, cpu=_DISC)
+    return target
+
+
+# Penalties of selective amnesia are small, for in a small network each weight matters to all pictures.
+_METHODS = {
+    "esd": (
+        "esd(steps=30, batch_size=8, per_path=5, ddim_steps=10, optimizer=adam(lr=0.001))",
+        "esd(steps=300, batch_size=16, per_path=25, optimizer=adam(lr=0.0003))",
+    ),
+    "mim-mu": (
+        "mim-mu(steps=30, batch_size=8, samples=16, ddim_steps=10, optimizer=adam(lr=0.001))",
+        "mim-mu(steps=300, batch_size=16, ddim_steps=20, optimizer=adam(lr=0.0003))",
+    ),
+    "salun-diffusion": (
+        "salun-diffusion(steps=30, batch_size=16, alpha=1.0, optimizer=adam(lr=0.001))",
+        "salun-diffusion(steps=300, batch_size=16, alpha=1.0, optimizer=adam(lr=0.0003))",
+    ),
+    "sfron-diffusion": (
+        "sfron-diffusion(steps=20, batch_size=16, weights='cross-attention', optimizer=adam(lr=0.01))",
+        "sfron-diffusion(steps=100, batch_size=32, optimizer=adam(lr=0.0003))",
+    ),
+    "selective-amnesia": (
+        "selective-amnesia(steps=40, batch_size=16, samples=64, ddim_steps=10, penalty=0.00001, fisher_samples=8, "
+        "fisher_times=10, optimizer=adam(lr=0.001))",
+        "selective-amnesia(steps=300, batch_size=32, samples=256, ddim_steps=20, penalty=0.00001, fisher_samples=64, "
+        "fisher_times=50, optimizer=adam(lr=0.0003))",
+    ),
+    "fmn": (
+        "fmn(steps=35, batch_size=8, optimizer=adamw(lr=0.001, weight_decay=0.01))",
+        "fmn(steps=35, batch_size=8, optimizer=adamw(lr=0.001, weight_decay=0.01))",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Erased:
+    """A model after one concept was erased."""
+
+    bench: DiffusionBench
+    concept: Concept
+    spec: str
+    model: Diffusion
+    seconds: float
+
+    @functools.cached_property
+    def kept(self) -> Kept:
+        """What it draws."""
+        return self.bench.unlearnt(self.model, self.concept.name)
+
+    def details(self) -> dict[str, object]:
+        """For the ledger."""
+        before = _before(self.bench.lab, self.concept.name)
+        shares = {
+            f"{name} {when}": round(getattr(kept, name), 3)
+            for when, kept in (("after", self.kept), ("before", before))
+            for name in ("ua", "ira", "cra")
+        }
+        return {"spec": self.spec, **shares, "pictures": list(self.kept.n), "seconds": round(self.seconds, 1)}
+
+
+def concept_of(bench: DiffusionBench, target: _Target) -> Concept:
+    """The concept with real pictures of it, and of all that is to be kept but two values of the attribute."""
+    others = [v for v in ATTRIBUTES[target.attribute] if v not in (target.name, *target.held_out)]
+    return Concept(
+        name=target.name,
+        prompts=target.prompts([target.name]),
+        instead=target.instead,
+        others=target.prompts(others),
+        images=target.among(bench.train, [target.name], "pictures to forget"),
+        retained=target.among(bench.train, others, "pictures to be kept"),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def erased(lab: Lab, spec: str, target: _Target) -> _Erased:
+    """The bench's model after a method, with what the method uses: pictures only where its paper has real ones."""
+    bench = diffusion_bench(lab)
+    method: ConceptUnlearner = catalog.build(spec, kind=ConceptUnlearner)
+    concept = concept_of(bench, target)
+    if method.id in ("esd", "mim-mu", "selective-amnesia"):
+        concept = dataclasses.replace(concept, images=None, retained=None)
+    began = time.perf_counter()
+    model = method(bench.model, concept, run=lab.run.child("erase"))
+    return _Erased(bench, concept, str(method), model, time.perf_counter() - began)
+
+
+@functools.lru_cache(maxsize=4)
+def _before(lab: Lab, name: str) -> Kept:
+    bench = diffusion_bench(lab)
+    return bench.unlearnt(bench.model, name)
+
+
+def _result(lab: Lab, id: str) -> _Erased:
+    smoke, cpu = _METHODS[id]
+    return erased(lab, lab.pick(smoke=smoke, cpu=cpu), _target(lab))
+
+
+@torch.no_grad()
+def _predictions(model: Diffusion, x_t: Tensor, t: Tensor, context: Tensor | None, run: Run) -> Tensor:
+    with frozen(model, device=run.torch_device):
+        device = run.torch_device
+        assert context is not None
+        found: Tensor = model(x_t.to(device), t.to(device), context.to(device)).cpu()
+        return found
+
+
+def _noisy(bench: DiffusionBench, values: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Test pictures of these values under noise of all times, the times, the noise, and the captions."""
+    images = _target(bench.lab).among(bench.test, values, "noisy pictures")
+    images = images.select(slice(0, bench.lab.pick(smoke=32, cpu=256)))
+    rng = bench.lab.run.rng("noisy pictures")
+    x, _ = next(images.batches(len(images)))
+    t = torch.randint(1, bench.model.schedule.steps + 1, (len(x),), generator=rng)
+    noise = torch.randn(x.shape, generator=rng)
+    return bench.model.schedule.diffuse(2 * x - 1, t, noise), t, noise, [str(c) for c in images.columns["caption"]]
+
+
+def _pull(model: Diffusion, bench: DiffusionBench, target: _Target, *, instead: bool) -> float:
+    """The mean squared difference between what is predicted for the concept and for something else, or untold."""
+    x_t, t, _, captions = _noisy(bench, [target.name])
+    others = [caption.replace(target.name, target.instead) if instead else "" for caption in captions]
+    run = bench.lab.run
+    with_, without = (_predictions(model, x_t, t, model.context(texts), run) for texts in (captions, others))
+    return float((with_ - without).square().mean())
+
+
+def _drift(model: Diffusion, bench: DiffusionBench, target: _Target) -> float:
+    """The mean squared move of the predictions for what no method was given to keep."""
+    x_t, t, _, captions = _noisy(bench, target.held_out)
+    before, after = (_predictions(m, x_t, t, m.context(captions), bench.lab.run) for m in (bench.model, model))
+    return float((after - before).square().mean())
+
+
+# --- the concept is gone, and the rest is not ------------------------------------------------------------------------
+
+
+def _erases(id: str, source: str, ua: float, drop: float | None) -> None:
+    def is_gone(lab: Lab) -> Measured:
+        result = _result(lab, id)
+        share, n = result.kept.ua, result.kept.n[0]
+        low, high = stats.wilson(round(share * n), n)
+        before = _before(lab, result.concept.name).ua
+        return Measured(
+            value=share, low=low, high=high, baseline=before, baseline_name="before", n=n, details=result.details()
+        )
+
+    def others_stay(lab: Lab) -> Measured:
+        result = _result(lab, id)
+        before = _before(lab, result.concept.name).cra
+        return Measured(
+            value=before - result.kept.cra,
+            baseline=before,
+            baseline_name="before",
+            n=result.kept.n[1],
+            details=result.details(),
+        )
+
+    name = id.replace("-", "_")
+    is_gone.__name__, others_stay.__name__ = f"{name}_erases_a_concept", f"{name}_keeps_what_is_right_of_others"
+    is_gone.__doc__ = "Pictures for prompts that ask for the concept, as the judge sees them."
+    others_stay.__doc__ = "Pictures for prompts that ask for others, before and after."
+    proof(
+        method=id,
+        claim="Asked for the erased concept, the model draws something else.",
+        source=f"{source}; threshold ours",
+        metric="pictures of the erased concept in which the judge does not see it (UA)",
+        better="higher",
+        threshold={"smoke": 0.65, "cpu": ua},
+        note=_NOTE,
+    )(is_gone)
+    if drop is not None:
+        proof(
+            method=id,
+            claim="Asked for other shapes (or colours), it draws their colours (or shapes) as before.",
+            source=f"{source}; threshold ours",
+            metric="other concepts' pictures right in the other attribute, lost (CRA before - after)",
+            better="lower",
+            threshold={"smoke": drop, "cpu": drop},
+            note=_NOTE,
+        )(others_stay)
+
+
+_erases("esd", "Gandikota et al. 2023, abstract", 0.8, None)
+_erases("salun-diffusion", "Fan et al. 2024, abstract", 0.8, 0.15)
+_erases("sfron-diffusion", "Huang et al. 2024, abstract", 0.8, 0.1)
+_erases("selective-amnesia", "Heng & Soh 2023, abstract", 0.8, None)
+_erases("mim-mu", "Cheng et al. 2026, abstract", 0.85, 0.1)
+
+
+# --- what happens to the predictions ---------------------------------------------------------------------------------
+
+
+def _unites(id: str, claim: str, source: str, *, instead: bool = False) -> None:
+    def experiment(lab: Lab) -> Measured:
+        result = _result(lab, id)
+        before, after = (
+            _pull(model, result.bench, _target(lab), instead=instead) for model in (result.bench.model, result.model)
+        )
+        details = {"before": before, "after": after, "spec": result.spec}
+        return Measured(value=after / before, baseline=1.0, baseline_name="before", details=details)
+
+    other = "something_else" if instead else "nothing"
+    experiment.__name__ = f"{id.replace('-', '_')}_predicts_for_the_concept_what_it_predicts_for_{other}"
+    experiment.__doc__ = "On noisy test pictures of the concept, over all times."
+    proof(
+        method=id,
+        claim=claim,
+        source=f"{source}; threshold ours",
+        metric=f"squared difference of predictions for the concept and for {other.replace('_', ' ')}, after / before",
+        better="lower",
+        threshold={"smoke": 0.6, "cpu": 0.6},
+        note=_NOTE,
+    )(experiment)
+
+
+_unites(
+    "esd",
+    "With eta = 1 the model predicts for the concept what it predicts untold.",
+    "Gandikota et al. 2023, section 4",
+)
+_unites("mim-mu", "What the concept's text tells of the picture all but vanishes.", "Cheng et al. 2026, title")
+_unites(
+    "salun-diffusion",
+    "The concept is predicted like what stands in its place.",
+    "Fan et al. 2024, section 5",
+    instead=True,
+)
+
+
+@proof(
+    method="mim-mu",
+    claim="Without any data to keep it moves other predictions less than relabelling without such data.",
+    source="Cheng et al. 2026, abstract; threshold ours",
+    metric="squared move of predictions for what no method was given, mim-mu / salun with alpha 0",
+    better="lower",
+    threshold={"smoke": 1.0, "cpu": 1.0},
+    note="Same steps, batch and learning rate; salun trains half of all weights, mim-mu those of cross-attention.",
+)
+def mim_mu_drifts_less_than_relabelling(lab: Lab) -> Measured:
+    """On noisy test pictures of two shapes, or colours."""
+    ours = _result(lab, "mim-mu")
+    smoke, cpu = (spec.replace("alpha=1.0", "alpha=0.0") for spec in _METHODS["salun-diffusion"])
+    theirs = erased(lab, lab.pick(smoke=smoke, cpu=cpu), _target(lab))
+    drifts = [_drift(result.model, result.bench, _target(lab)) for result in (ours, theirs)]
+    return Measured(
+        value=drifts[0] / drifts[1],
+        baseline=1.0,
+        baseline_name="salun with alpha 0",
+        details={"drift": drifts, "mim-mu": ours.details(), "salun": theirs.details()},
+    )
+
+
+@proof(
+    method="fmn",
+    claim="A few dozen steps halve the attention to the concept's word.",
+    source="Zhang et al. 2024, section 3; threshold ours",
+    metric="attention to the word, after / before",
+    better="lower",
+    threshold={"smoke": 0.5, "cpu": 0.5},
+)
+def attention_leaves_the_word(lab: Lab) -> Measured:
+    """The mean over pixels, heads and layers, on noisy test pictures of the concept."""
+    result = _result(lab, "fmn")
+    x_t, t, _, captions = _noisy(result.bench, [result.concept.name])
+
+    def mass(model: Diffusion) -> float:
+        places = places_of(model, captions, result.concept.name)
+        with watch_attention(model) as seen:
+            _predictions(model, x_t, t, model.context(captions), lab.run)
+        return float(attention_on(seen, places.to(seen[0].probabilities.device)).mean())
+
+    before, after = mass(result.bench.model), mass(result.model)
+    return Measured(
+        value=after / before, baseline=before, baseline_name="share of attention before", details=result.details()
+    )
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+
+class _RandomTokens(PromptAttack):
+    """The control: words drawn blindly, as many and as often."""
+
+    def search(self, siege: Siege, *, run: Run) -> Iterator[Tensor]:
+        """See `PromptAttack`."""
+        for number, _ in enumerate(siege.times(self.times)):
+            shape = (len(siege.prompts), siege.count)
+            yield siege.words[torch.randint(len(siege.words), shape, generator=run.rng("random", number))]
+
+
+@functools.lru_cache(maxsize=8)
+def attacked(lab: Lab, id: str, victim: str = "esd") -> Recovered:
+    """What an attack gets out of a model that was made to forget, within one budget for all attacks."""
+    result = _result(lab, victim)
+    bench = result.bench
+    budget = {
+        "tokens": 3,
+        "times": lab.pick(smoke=3, cpu=10),
+        "iterations": lab.pick(smoke=10, cpu=20),
+        "guidance": 2.0,
+        "ddim_steps": lab.pick(smoke=10, cpu=50),
+    }
+    method = _RandomTokens(**budget) if id == "random" else catalog.find(id, PromptAttack).build(budget)
+    target = _target(lab)
+    place = bench.judge.place(target.attribute, target.name)
+    return method(
+        result.model,
+        target.prompts([target.name], each=2),
+        shows=lambda x: bench.judge.says(x, run=lab.run)[target.attribute] == place,
+        original=bench.model,
+        run=lab.run.child("attack"),
+    )
+
+
+def _details(lab: Lab, *ids: str) -> dict[str, object]:
+    found = {id: attacked(lab, id) for id in ids}
+    return {
+        "victim": _result(lab, "esd").details(),
+        "without an attack": found[ids[0]].rate_before,
+        **{id: {"rate": f.rate, "rounds": f.rounds.tolist(), "found": list(f.found)[:5]} for id, f in found.items()},
+    }
+
+
+_BUDGET = (
+    "Against esd: 20 prompts, three words before each, ten rounds of 20 iterations, a picture judged after each round; "
+    "at smoke scale three rounds of ten."
+)
+
+
+@proof(
+    method="unlearndiffatk",
+    claim="The words that it finds bring the erased concept back more often than random words.",
+    source="Zhang et al. 2024, abstract; threshold ours",
+    metric="attack success rate, unlearndiffatk - random words",
+    better="higher",
+    threshold={"smoke": 0.0, "cpu": 0.15},
+    note=_BUDGET,
+)
+def found_words_bring_the_concept_back(lab: Lab) -> Measured:
+    """Both with the same number of pictures."""
+    ours, random = attacked(lab, "unlearndiffatk"), attacked(lab, "random")
+    return Measured.difference(
+        ours.after, random.after, "random words", details=_details(lab, "unlearndiffatk", "random")
+    )
+
+
+@proof(
+    method="unlearndiffatk",
+    claim="It does without the original model about as well as the attack that compares with it.",
+    source="Zhang et al. 2024, abstract; threshold ours",
+    metric="attack success rate, unlearndiffatk - p4d",
+    better="higher",
+    threshold={"smoke": -0.05, "cpu": -0.05},
+    note=_BUDGET,
+)
+def the_victim_alone_will_do(lab: Lab) -> Measured:
+    """Both with the same number of iterations and pictures."""
+    ours, theirs = attacked(lab, "unlearndiffatk"), attacked(lab, "p4d")
+    return Measured.difference(ours.after, theirs.after, "p4d", details=_details(lab, "unlearndiffatk", "p4d"))
+
+
+@proof(
+    method="unlearndiffatk",
+    claim="The victim denoises pictures of the erased concept better with the words found than with random ones.",
+    source="Zhang et al. 2024, section 4; threshold ours",
+    metric="victim's denoising error on test pictures of the concept, words found / random words",
+    better="lower",
+    threshold={"smoke": 1.02, "cpu": 1.0},
+    note=_BUDGET,
+)
+def found_words_explain_pictures_of_the_concept(lab: Lab) -> Measured:
+    """On other pictures than those that were aimed at, over all times; prompts that needed no attack count as well."""
+    result, errors = _result(lab, "esd"), []
+    x_t, t, noise, _ = _noisy(result.bench, [result.concept.name])
+    for id in ("unlearndiffatk", "random"):
+        tokens = attacked(lab, id).tokens
+        told = tokens[torch.arange(len(x_t)) % len(tokens)]
+        found = _predictions(result.model, x_t, t, told, lab.run)
+        errors.append(float((found - noise).square().mean()))
+    return Measured(value=errors[0] / errors[1], baseline=errors[1], baseline_name="random words", n=len(x_t))
+
+
+@proof(
+    method="p4d",
+    claim="The words that it finds bring the erased concept back at least as often as random words.",
+    source="Chin et al. 2024, abstract; threshold ours",
+    metric="attack success rate, p4d - random words",
+    better="higher",
+    threshold={"smoke": 0.0, "cpu": 0.0},
+    note=_BUDGET,
+)
+def matching_the_original_brings_the_concept_back(lab: Lab) -> Measured:
+    """Both with the same number of pictures."""
+    ours, random = attacked(lab, "p4d"), attacked(lab, "random")
+    return Measured.difference(ours.after, random.after, "random words", details=_details(lab, "p4d", "random"))
