@@ -34,8 +34,8 @@ _SETTINGS = (
     "searched for. At smoke scale digits with a memory of 50; of four candidates for each learner, the one with the "
     "smallest sum of both gaps on seeds 100 to 102, where ug-clu and replay with gradient ascent came out alike (0.76 "
     "and 1.86 points, 0.00 and 1.93): such images a clipped ascent forgets as well. There ug-clu takes five steps on "
-    "the memory for each on the request, where replay takes one, and the slack of a point is less than half of what one "
-    "of the 22 single images counts."
+    "the memory for each on the request, where replay takes one, and the slack of a point is less than half of what "
+    "one of the 22 single images counts."
 )
 
 # --- the learners -----------------------------------------------------------------------------------------------------
