@@ -7,9 +7,9 @@ trained on; preservation is meant to come from how little has to move.
 
 Cheng et al., "Compensation-free Machine Unlearning in Text-to-Image Diffusion Models by Eliminating the Mutual
 Information", 2026, arXiv:2603.00992. No code was found and the weights of the loss are not certain; the two losses are
-derived here from the paper's idea and the standard identity between mutual information and denoising errors. The first differs from `esd` with eta = 1 only in
-the noisy images, which are diffused pictures here and half-drawn ones there; with a moving average of the model in the
-place of the original it would be safe self-distillation.
+derived here from the paper's idea and the standard identity between mutual information and denoising errors. The first
+differs from `esd` with eta = 1 only in the noisy images, which are diffused pictures here and half-drawn ones there;
+with a moving average of the model in the place of the original it would be safe self-distillation.
 """
 # ruff: noqa: RUF009 - methods are immutable, so they may stand as defaults.
 
