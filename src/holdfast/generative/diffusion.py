@@ -124,17 +124,16 @@ class Diffusion(nn.Module):
         target = self.schedule.target(x0, t, noise, self.predicts)
         return (self(self.schedule.diffuse(x0, t, noise), t, context) - target).square().flatten(1).mean(1)
 
-    def context(self, wanted: Sequence[str] | Int64[Tensor, " n"], *, like: Tensor | None = None) -> Tensor:
+    def context(self, wanted: Sequence[str] | Int64[Tensor, " n"]) -> Tensor:
         """What to tell the denoiser: tokens int64 (N, T) of captions, or labels int64 (N,).
 
         Args:
             wanted: captions; or names of classes, or their labels. An empty text means nothing in particular.
-            like: a tensor on the device that it is for; by default the model's.
 
         Raises:
             UserError: a word or class is unknown, or the model makes images of no kind in particular.
         """
-        device = self.schedule.abar.device if like is None else like.device
+        device = self.schedule.abar.device
         if self.text is not None:
             if isinstance(wanted, Tensor):
                 raise UserError("this model is told texts; give captions, not labels.")
