@@ -21,7 +21,7 @@ REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 def test_the_claim_holds_at_smoke_scale_unless_the_ledger_says_otherwise(id):
     (entry,) = prove(id, scale="smoke")
     assert entry.passed or id in REFUTED, entry.sentence
-    assert entry.seconds < 120
+    assert entry.seconds < 300  # a tenth of it on an idle machine
 
 
 def test_every_proof_names_a_method_that_exists_and_has_a_smoke_and_a_cpu_scale():
