@@ -3,7 +3,7 @@
 One shape, the disc, is erased from the small model of `diffusion_bench`; a judge that no method has seen says what the
 pictures show. Two further shapes are left out of all that any method is given to keep, so that a move of the
 predictions for them is nobody's aim. At smoke scale, where the model has learnt colours and hardly any shapes, it is
-the colour red. The settings were chosen on another shape and colour, the cross and green.
+the colour red. The settings of smoke scale were chosen on another colour, green; those of cpu scale are first guesses.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ __all__: list[str] = []
 
 _NOTE = (
     "At cpu scale a text-conditional U-Net on 16x16 pictures of ten shapes in ten colours, 50 DDIM steps with guidance "
-    "2; the concept is the disc, settings were chosen on the cross. At smoke scale the model draws colours but hardly "
-    "any shapes; there the concept is red, and settings were chosen on green."
+    "2; the concept is the disc, and the settings are first guesses. At smoke scale the model draws colours but hardly "
+    "any shapes; there the concept is red, and the settings were chosen on another colour, green. The first runs there "
+    "say of cpu scale that its settings had been chosen as well, which they had not."
 )
 
 
