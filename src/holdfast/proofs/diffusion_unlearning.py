@@ -31,12 +31,24 @@ from holdfast.unlearning.prompt_attacks import Siege
 
 __all__: list[str] = []
 
+_TRIALS = (
+    "Before the first run on record there were two trials at smoke scale, on the disc and with the thresholds of cpu "
+    "scale: with a model trained for 60 steps 16 of 17 claims held, with the present one 10. Then the concept there "
+    "became red, the threshold of UA fell from 0.8 (mim-mu 0.85) to 0.65, the attacks' budget grew, and the settings "
+    "were chosen on green. The first lines on record say that those of cpu scale had been chosen too; they had not."
+)
 _NOTE = (
     "At cpu scale a text-conditional U-Net on 16x16 pictures of ten shapes in ten colours, 50 DDIM steps with guidance "
     "2; the concept is the disc, and the settings are first guesses. At smoke scale the model draws colours but hardly "
-    "any shapes; there the concept is red, and the settings were chosen on another colour, green. The first runs there "
-    "say of cpu scale that its settings had been chosen as well, which they had not."
+    f"any shapes, so that CRA there is near chance before and after. {_TRIALS}"
 )
+_NOTES = {
+    "sfron-diffusion": "Eight settings were tried on green. With seven it was seen as often as before or more (UA 0 to "
+    "0.48, before 0.5); the pictures of one of these showed pure green, so an ascent may overshoot the concept. The "
+    "eighth, used here, spoils other colours (IRA 0.22, before 0.47). ",
+    "selective-amnesia": "Six settings were tried on green; with the paper's penalty of 10, and with 0.1, UA stayed "
+    "within 0.05 of what it was before. ",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +245,7 @@ def _erases(id: str, source: str, ua: float, drop: float | None) -> None:
         metric="pictures of the erased concept in which the judge does not see it (UA)",
         better="higher",
         threshold={"smoke": 0.65, "cpu": ua},
-        note=_NOTE,
+        note=_NOTES.get(id, "") + _NOTE,
     )(is_gone)
     if drop is not None:
         proof(
@@ -243,7 +255,7 @@ def _erases(id: str, source: str, ua: float, drop: float | None) -> None:
             metric="other concepts' pictures right in the other attribute, lost (CRA before - after)",
             better="lower",
             threshold={"smoke": drop, "cpu": drop},
-            note=_NOTE,
+            note=_NOTES.get(id, "") + _NOTE,
         )(others_stay)
 
 
@@ -301,7 +313,8 @@ _unites(
     metric="squared move of predictions for what no method was given, mim-mu / salun with alpha 0",
     better="lower",
     threshold={"smoke": 1.0, "cpu": 1.0},
-    note="Same steps, batch and learning rate; salun trains half of all weights, mim-mu those of cross-attention.",
+    note="Same steps and learning rate; salun trains half of all weights in larger batches, mim-mu those of "
+    f"cross-attention. {_TRIALS}",
 )
 def mim_mu_drifts_less_than_relabelling(lab: Lab) -> Measured:
     """On noisy test pictures of two shapes, or colours."""
@@ -324,6 +337,7 @@ def mim_mu_drifts_less_than_relabelling(lab: Lab) -> Measured:
     metric="attention to the word, after / before",
     better="lower",
     threshold={"smoke": 0.5, "cpu": 0.5},
+    note=_TRIALS,
 )
 def attention_leaves_the_word(lab: Lab) -> Measured:
     """The mean over pixels, heads and layers, on noisy test pictures of the concept."""
@@ -390,7 +404,7 @@ def _details(lab: Lab, *ids: str) -> dict[str, object]:
 
 _BUDGET = (
     "Against esd: 20 prompts, three words before each, ten rounds of 20 iterations, a picture judged after each round; "
-    "at smoke scale three rounds of ten."
+    f"at smoke scale three rounds of ten. {_TRIALS}"
 )
 
 
