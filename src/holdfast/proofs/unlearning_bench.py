@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from holdfast import catalog
 from holdfast.data import Data, Images, LabelNoise
+from holdfast.errors import UserError
 from holdfast.methods import Unlearner
 from holdfast.models import Features, build_model, extract
 from holdfast.proofs.lab import Base, Lab, first_per_class
@@ -214,9 +215,17 @@ def settings(lab: Lab, kind: Kind, id: str) -> str:
     """The spec that the search chose for this kind of request, for the worst case that of random images.
 
     At smoke scale it is one for digits.
+
+    Raises:
+        UserError: the search has not been made for this method.
     """
-    found = SMOKE if lab.scale == "smoke" else CHOSEN
-    return found["random" if kind == "worst" else kind][id]
+    found = (SMOKE if lab.scale == "smoke" else CHOSEN)["random" if kind == "worst" else kind]
+    if id not in found:
+        raise UserError(
+            f"{id}: its settings at {lab.scale} scale have not been searched for; run benchmarks/unlearning.py and "
+            "enter what it chooses."
+        )
+    return found[id]
 
 
 _TUNED = "epochs=5, batch_size=128"
