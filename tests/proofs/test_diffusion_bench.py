@@ -11,6 +11,7 @@ from holdfast.proofs import diffusion_bench as base
 from holdfast.proofs.diffusion_bench import ATTRIBUTES, DiffusionBench, Drawn, captioned_shapes, kept, prompts
 from holdfast.proofs.lab import Lab
 from holdfast.run import Run
+from holdfast.training import ClipGradient
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +114,35 @@ def test_a_colour_may_be_erased_as_well(bench):
 def test_what_is_kept_is_not_made_again(bench, tmp_path):
     save_diffusion(bench.model, tmp_path / "a")
 
-    def never():
+    def never(run):
         raise AssertionError("it is there")
 
-    assert weights_hash(kept(never, tmp_path / "a")) == weights_hash(bench.model)
-    made = kept(lambda: bench.model, tmp_path / "b")
-    assert weights_hash(made) == weights_hash(bench.model)
-    assert (tmp_path / "b" / "model.json").is_file()
+    assert weights_hash(kept(never, tmp_path / "a", run=Run())) == weights_hash(bench.model)
+
+
+def test_a_model_whose_training_was_stopped_is_trained_on(pictures, tmp_path):
+    few = pictures.select(slice(0, 32))
+    method = DDPMDDIMCFG(updates=6, batch_size=16, width=8, steps=20)
+
+    def stopped(run):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClipGradient, "on_epoch", lambda self, state: exit_after(state, 1))
+            return method(few, run=run)
+
+    def exit_after(state, epoch):
+        if state.epoch == epoch:
+            raise KeyboardInterrupt
+
+    def goes_on(run):
+        assert (run.out / "checkpoint.pt").is_file()
+        return method(few, run=run)
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(stopped, tmp_path / "m", run=Run())
+    assert not (tmp_path / "m").exists()
+    model = kept(goes_on, tmp_path / "m", run=Run())
+    assert weights_hash(model) == weights_hash(method(few, run=Run()))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_its_place_tells_settings_seeds_and_data_apart(pictures):

@@ -12,6 +12,7 @@ import copy
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,13 +204,22 @@ def _model(lab: Lab, train: Images, run: Run) -> Diffusion:
         cross_attention=(1, 2),
         tokens=10,  # room for five more in a prompt
     )
-    return kept(lambda: method(train, run=run), place_for("diffusion", lab, train, {"method": repr(method)}))
+    place = place_for("diffusion", lab, train, {"method": repr(method)})
+    return kept(lambda where: method(train, run=where), place, run=run)
 
 
-def kept(make: Callable[[], Diffusion], folder: Path) -> Diffusion:
-    """The model in a folder; where there is none, it is made and put there."""
+def kept(make: Callable[[Run], Diffusion], folder: Path, *, run: Run) -> Diffusion:
+    """The model in a folder; where there is none, it is made and put there.
+
+    Args:
+        make: trains it, given a run with a folder in which a training that was stopped goes on.
+        folder: of the model; that of the training stands beside it until the model is there.
+        run: of the training.
+    """
     if not (folder / "model.json").is_file():
-        save_diffusion(make(), folder)
+        training = folder.with_name(f"{folder.name}-training")
+        save_diffusion(make(run.but(out=training)), folder)
+        shutil.rmtree(training, ignore_errors=True)
     return load_diffusion(folder)
 
 

@@ -109,7 +109,8 @@ def _method(lab: Lab, schedule: Course = "linear") -> DDPMDDIMCFG:
 def _trained(lab: Lab, data: Data, method: DDPMDDIMCFG) -> Diffusion:
     assert data.train is not None
     train, run = data.train, Run(seed=lab.run.seed, device=lab.run.device, progress=lab.run.progress)
-    return kept(lambda: method(train, run=run), place_for("diffusion", lab, train, {"method": repr(method)}))
+    place = place_for("diffusion", lab, train, {"method": repr(method)})
+    return kept(lambda where: method(train, run=where), place, run=run)
 
 
 @functools.lru_cache(maxsize=1)
