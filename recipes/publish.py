@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = Recipe.load(arguments.recipe)
     # Gradients may be rounded; verdicts are float32 all the same, and it takes half the time.
-    run = Run(progress=True, precision="bf16")
+    run = Run(progress=True, precision="auto")
     data = load_data(recipe.data, run=run)
     model = build_model(recipe.model, num_classes=data.num_classes, image_shape=data.shape)
     load_weights(model, arguments.trained / "weights.safetensors")

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from holdfast import Run, UserError
+from holdfast import run as run_module
 from holdfast.run import content_keys, uniform_at
 
 
@@ -50,6 +51,21 @@ def test_the_global_generator_is_left_alone():
 def test_wrong_settings_are_refused(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         Run(**fields)
+
+
+@pytest.mark.parametrize(("able", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_bf16_where_the_hardware_computes_in_it(monkeypatch, able, precision):
+    monkeypatch.setattr(run_module, "computes_bf16", lambda device: able)
+    run = Run(device="cpu", precision="auto")
+    assert run.precision == precision
+    assert run.child("x").precision == precision
+    assert run == Run(device="cpu", precision=precision)
+
+
+def test_imitated_bf16_is_warned_of(monkeypatch):
+    monkeypatch.setattr(run_module, "computes_bf16", lambda device: False)
+    with pytest.warns(UserWarning, match="ten times slower"):
+        Run(device="cpu", precision="bf16")
 
 
 def test_cuda_is_refused_where_there_is_none():

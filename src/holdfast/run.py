@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,19 @@ from torch import Tensor
 
 from holdfast.errors import UserError
 
-__all__ = ["Run", "Ticker", "content_keys", "uniform_at"]
+__all__ = ["Precision", "Run", "Ticker", "computes_bf16", "content_keys", "uniform_at"]
 
 console = Console(stderr=True)
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def computes_bf16(device: torch.device | str) -> bool:
+    """Whether the device itself computes in bf16. Where it does not, convolutions in bf16 take ten times as long."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Ticker:
@@ -50,6 +59,7 @@ class Run:
         device: ``"auto"`` (CUDA when there is one), or any torch device string.
         precision: of passes whose rounding cannot change a verdict: training, gradients, and the first look of a random
             search at what it tries. Whatever decides a verdict, or which point such a search keeps, runs in fp32.
+            ``"auto"`` is ``"bf16"`` where the device computes in it, otherwise ``"fp32"``.
         batch_size: images per forward pass in evaluation. Results do not depend on it.
         out: folder for results; ``None`` keeps nothing on disk.
         progress: show progress bars on standard error.
@@ -69,8 +79,8 @@ class Run:
             raise UserError(f"run: seed must be a whole number in [0, 2^63), got {self.seed!r}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(f"run: batch_size must be a whole number of at least 1, got {self.batch_size!r}.")
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"run: precision must be 'fp32' or 'bf16', got {self.precision!r}.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"run: precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}.")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else str(self.device)
         try:
             kind = torch.device(device).type
@@ -79,6 +89,14 @@ class Run:
         if kind == "cuda" and not torch.cuda.is_available():
             raise UserError(f"run: device {device!r} was asked for, but PyTorch sees no CUDA device here.")
         object.__setattr__(self, "device", device)
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if computes_bf16(device) else "fp32")
+        elif self.precision == "bf16" and not computes_bf16(device):
+            warnings.warn(
+                "precision='bf16': this processor only imitates bf16, ten times slower than it computes in 'fp32'; "
+                "'auto' takes bf16 where the hardware has it.",
+                stacklevel=3,
+            )
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from holdfast.models import build_model, fast_twin, fuse_for_inference, round_for_inference
 from holdfast.models.fuse import _Convolution
+from holdfast.run import computes_bf16
 
 
 @pytest.fixture
@@ -114,6 +115,7 @@ def test_a_strangers_code_is_left_alone_for_it_may_do_more_than_compute():
     assert fuse_for_inference(model, x) is model
 
 
+@pytest.mark.skipif(not computes_bf16("cpu"), reason="this processor does not compute in bf16")
 @pytest.mark.parametrize(("name", "least"), [("resnet20", 19), ("convnet", 2), ("wrn-10-1", 3)])
 def test_the_copy_in_bf16_gives_nearly_the_same_logits_and_leaves_the_weights_alone(name, least):
     model = trained_like(build_model(name, num_classes=10, image_shape=(3, 32, 32)))

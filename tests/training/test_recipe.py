@@ -40,7 +40,7 @@ def test_transforms_are_told_apart_by_their_kind(write):
         (GOOD + "batch_size: 2.5\n", r"recipe.yaml:4: batch_size: must be a valid integer, got 2.5"),
         (GOOD + "objective: pgd-at(eps=8)\n", r"recipe.yaml:4: objective: pgd-at: eps must be .* Did you mean 8/255"),
         (GOOD + "ema: 1.5\n", r"recipe.yaml:4: ema: must be less than 1, got 1.5"),
-        (GOOD + "precision: fp8\n", r"recipe.yaml:4: precision: must be 'fp32' or 'bf16', got 'fp8'"),
+        (GOOD + "precision: fp8\n", r"recipe.yaml:4: precision: must be 'auto', 'fp32' or 'bf16', got 'fp8'"),
         ("model: resnet20\nepochs: 3\n", r"'data' is missing; it says what `load_data` takes"),
         ("model: resnet20\ndata: cifar10\nepochs: 0\n", r"recipe.yaml:3: epochs: must be greater than or equal to 1"),
         (GOOD + "epochs: 4\n", r"recipe.yaml:4: 'epochs' is given twice, first in line 3"),

@@ -64,7 +64,9 @@ def membership_command(
     device: Device = "auto",
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="Of the trainings: `fp32` or `bf16`; by default the recipe's, or fp32."),
+        typer.Option(
+            "--precision", help="Of the trainings: `fp32`, `bf16` or `auto`; by default the recipe's, or fp32."
+        ),
     ] = None,
     batch_size: BatchSize = 512,
     as_json: Json = False,

@@ -68,8 +68,8 @@ PrecisionName = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of passes that may round, such as gradients: `fp32`, or `bf16`, faster where the hardware has it. "
-        "Verdicts are fp32 either way.",
+        help="Of passes that may round, such as gradients: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware "
+        "computes in it. Verdicts are fp32 either way.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per forward pass; does not change results.")]

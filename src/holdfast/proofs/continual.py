@@ -96,8 +96,7 @@ def _images(lab: Lab) -> tuple[Images, Images]:
 
 
 def _run(lab: Lab) -> Run:
-    precision = lab.pick(smoke="fp32", cpu="bf16")
-    return Run(seed=lab.run.seed, device=lab.run.device, precision=precision, progress=lab.run.progress)
+    return Run(seed=lab.run.seed, device=lab.run.device, precision=lab.precision, progress=lab.run.progress)
 
 
 def _task(lab: Lab, number: int) -> Request:

@@ -30,8 +30,8 @@ def _method(lab: Lab, reads: Reads = "delta") -> ModelParsing:
 
 
 def _training(lab: Lab, run: Run) -> Run:
-    """In bf16 where it takes minutes; attacks and verdicts stay in fp32."""
-    return run.but(precision=lab.pick(smoke="fp32", cpu="bf16"))
+    """Rounding where that is faster; attacks and verdicts stay in fp32."""
+    return run.but(precision=lab.precision)
 
 
 @functools.cache

@@ -67,7 +67,7 @@ def _judged(lab: Lab, guard: PromptGuard | None) -> _Judged:
         train = lab.data.train
         assert train is not None
         # Training rounds as that of the lab's models does; verdicts are in float32.
-        run = lab.run.but(precision=lab.pick(smoke="fp32", cpu="bf16"))
+        run = lab.run.but(precision=lab.precision)
         net = guard.train(model, train.select(slice(0, lab.pick(smoke=400, cpu=4000))), run=run)
     clean, oblivious = (predict(net, images, run=lab.run).argmax(1) == test.y for images in (test, attacked))
     attack = PGD(eps=_eps(lab), step=_eps(lab) / 4, steps=10)

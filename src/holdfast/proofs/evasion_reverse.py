@@ -49,7 +49,7 @@ def _classifier(lab: Lab) -> nn.Module:
 def _denoisers(lab: Lab) -> dict[str, GuardedByCDDRED]:
     """CDD-RED and its two baselines, from the same pairs: each victim has a share of the images, under both attacks."""
     assert lab.data.train is not None
-    run = lab.run.but(precision=lab.pick(smoke="fp32", cpu="bf16"))
+    run = lab.run.but(precision=lab.precision)
     train = lab.data.train.select(slice(0, lab.pick(smoke=500, cpu=1200)))
     method = CDDRED(
         depth=lab.pick(smoke=4, cpu=6),

@@ -48,7 +48,7 @@ def _defended(lab: Lab) -> _Defended:
     models, robust = standard(lab), lab.zoo(robust=True)
     sources = {"std-cnn": models["std-cnn"], "at": robust, "std-b": models["std-b"]}
     assert lab.data.train is not None
-    run = lab.run.but(precision=lab.pick(smoke="fp32", cpu="bf16"))
+    run = lab.run.but(precision=lab.precision)
     train = lab.data.train.select(slice(0, 10_000))
     augment = lab.pick(smoke=(), cpu=("crop", "flip"))
     seen = ("std-cnn", "at")

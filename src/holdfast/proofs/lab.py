@@ -22,7 +22,7 @@ from holdfast.data import Data, Images, load_data
 from holdfast.files import cache_dir
 from holdfast.methods import BatchTransform, Objective
 from holdfast.models import build_model, load_model, load_weights, predict, save_weights
-from holdfast.run import Run
+from holdfast.run import Precision, Run
 from holdfast.training import SGD, OneCycle, fit
 
 __all__ = ["Base", "Lab", "Scale", "accuracy", "correctly_classified", "mean_of"]
@@ -64,6 +64,11 @@ class Lab:
         return by_scale[self.scale] if self.scale in by_scale else by_scale["cpu"]
 
     @property
+    def precision(self) -> Precision:
+        """Of trainings: what the hardware computes fast where they take minutes."""
+        return "fp32" if self.scale == "smoke" else self.run.but(precision="auto").precision
+
+    @property
     def data(self) -> Data:
         """Digits at smoke scale, else CIFAR-10."""
         return load_data("digits" if self.scale == "smoke" else "cifar10", run=self.run)
@@ -84,7 +89,7 @@ class Lab:
         data = self.data
         assert data.train is not None
         train = data.train if base.per_class is None else first_per_class(data.train, base.per_class)
-        run = Run(seed=self.run.seed, device=self.run.device, precision=self.pick(smoke="fp32", cpu="bf16"))
+        run = Run(seed=self.run.seed, device=self.run.device, precision=self.precision)
 
         def train_it(model: nn.Module) -> nn.Module:
             return fit(
@@ -112,12 +117,13 @@ class Lab:
             model: what training starts from; it may be changed in place.
             train: gives a model of the same architecture.
             name: of the file's beginning.
-            identity: all that the result depends on besides seed, device and versions.
+            identity: all that the result depends on besides seed, device, precision and versions.
         """
         whole = {
             **identity,
             "seed": self.run.seed,
             "device": self.run.torch_device.type,
+            "precision": self.precision,
             "versions": [holdfast.__version__, torch.__version__],
         }
         text = json.dumps(whole, sort_keys=True)

@@ -123,7 +123,7 @@ def difference(after: Separations, before: Separations, metric: str, name: str, 
 
 def training(lab: Lab) -> Run:
     """How networks are trained at this scale."""
-    return Run(seed=lab.run.seed, device=lab.run.device, precision=lab.pick(smoke="fp32", cpu="bf16"))
+    return Run(seed=lab.run.seed, device=lab.run.device, precision=lab.precision)
 
 
 def small(lab: Lab, **changes: object) -> Base:

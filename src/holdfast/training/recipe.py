@@ -62,7 +62,12 @@ class Recipe(BaseModel):
         float | None,
         Field(gt=0, lt=1, description="share of the training set held out for validation; without it, the data's own"),
     ] = None
-    precision: Annotated[Literal["fp32", "bf16"], Field(description="of forward and backward passes")] = "bf16"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(
+            description="of forward and backward passes; `auto` is bf16 where the hardware computes in it, else fp32"
+        ),
+    ] = "auto"
     compile: Annotated[bool, Field(description="compile the model first")] = False
     save_minutes: Annotated[float, Field(ge=0, description="between checkpoints within an epoch")] = 5.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63, description="of all randomness, if the run has none")] = 0
