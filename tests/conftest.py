@@ -22,6 +22,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "calm"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tiny nets: threads only get in each other's way.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items):
     """Without a GPU to be used, the tests that need one are skipped."""

@@ -36,6 +36,18 @@ def test_it_writes_weights_and_a_certificate_and_goes_on_where_it_was(tmp_path):
     assert {**again, "made": ""} == {**kept, "made": ""}
 
 
+def test_the_time_of_one_request_does_not_stand_for_another(tmp_path):
+    """By a method without training, which has no checkpoint to refuse the folder by."""
+    taken = {}
+    for label in ("3", "4"):
+        args = ["--method", "ssd", *COMMON, "--forget", f"class={label}", "--out", str(tmp_path)]
+        assert invoke(*args).exit_code == 0
+        taken[label] = json.loads((tmp_path / "unlearn" / "seconds.json").read_text())
+        assert json.loads((tmp_path / "certificate.json").read_text())["seconds"] == round(taken[label]["seconds"], 2)
+    assert taken["3"]["work"] != taken["4"]["work"]
+    assert taken["3"]["seconds"] != taken["4"]["seconds"]
+
+
 def test_with_retraining_the_gap_is_told(tmp_path):
     retrain = "retrain(epochs=1, batch_size=64, crop=none, flip=none)"
     result = invoke("--method", METHOD, *COMMON, "--forget", "class=3", "--out", str(tmp_path), "--retrain", retrain)

@@ -9,15 +9,6 @@ from holdfast.generative import Blueprint, Diffusion, NoiseSchedule, build_diffu
 from holdfast.run import Run
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny nets: threads only get in each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Knows(nn.Module):
     """The exact noise for data that are normal around a point: sd 0 is the point itself."""
 

@@ -1,6 +1,7 @@
 """Every proof at smoke scale, and the machinery around them."""
 
 import json
+import time
 
 import pytest
 
@@ -19,9 +20,10 @@ REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
     "id", [pytest.param(p.id, marks=pytest.mark.xdist_group(p.experiment.__module__)) for p in proofs()]
 )
 def test_the_claim_holds_at_smoke_scale_unless_the_ledger_says_otherwise(id):
+    began = time.process_time()
     (entry,) = prove(id, scale="smoke")
     assert entry.passed or id in REFUTED, entry.sentence
-    assert entry.seconds < 300  # a tenth of it on an idle machine
+    assert time.process_time() - began < 120  # of the processor: others may be using it as well
 
 
 def test_every_proof_names_a_method_that_exists_and_has_a_smoke_and_a_cpu_scale():

@@ -5,15 +5,6 @@ from torch import nn
 from holdfast.data import Images, load_data
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny nets: threads only get in each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def digits():
     return load_data("digits")

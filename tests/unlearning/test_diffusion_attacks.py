@@ -24,14 +24,6 @@ WORDS = tuple(sorted(("a", "blue", "disc", "in", "moon", "on", "red", "sky", "st
 QUICK = {"tokens": 2, "times": 4, "iterations": 15, "guidance": 1.0, "ddim_steps": 5}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Draws(nn.Module):
     """Exactly the noise around a bright square if any token is the word, around a dim one if none is."""
 

@@ -36,32 +36,8 @@ CONCEPT = Concept(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def shaken(model):
-    """With no weight left at zero, as if it had learnt something."""
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rng))
-    return model.eval()
-
-
 @pytest.fixture
-def by_text():
-    texts = {"words": ("blue", "disc", "red", "star"), "length": 6, "dim": 16, "layers": 1}
-    blueprint = Blueprint(image_shape=(3, 8, 8), width=8, cross_attention=(0, 1), heads=2, texts=texts, steps=20)
-    return shaken(build_diffusion(blueprint, run=Run()))
-
-
-@pytest.fixture
-def by_class():
+def by_class(shaken):
     blueprint = Blueprint(image_shape=(1, 8, 8), width=8, classes=("a", "b", "c"), steps=20)
     return shaken(build_diffusion(blueprint, run=Run()))
 

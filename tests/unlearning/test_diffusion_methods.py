@@ -11,7 +11,7 @@ from torch import nn
 
 from holdfast.data import Images
 from holdfast.errors import UserError
-from holdfast.generative import Blueprint, Diffusion, NoiseSchedule, build_diffusion, plugged, watch_attention
+from holdfast.generative import Diffusion, NoiseSchedule, plugged, watch_attention
 from holdfast.generative.noise_prediction import drawn
 from holdfast.models import weights_hash
 from holdfast.run import Run
@@ -41,27 +41,9 @@ OTHERS = ("red star", "blue star", "red", "blue")
 FAST = Adam(lr=3e-3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def shaken(model):
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rng))
-    return model.eval()
-
-
 @pytest.fixture
-def model():
-    texts = {"words": ("blue", "disc", "red", "star"), "length": 6, "dim": 16, "layers": 1}
-    blueprint = Blueprint(image_shape=(3, 8, 8), width=8, cross_attention=(0, 1), heads=2, texts=texts, steps=20)
-    return shaken(build_diffusion(blueprint, run=Run()))
+def model(by_text):
+    return by_text
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -135,12 +136,17 @@ def _training_images(bundle: Data, name: str) -> Images:
 
 
 def _timed(method: Unlearner, network: nn.Module, train: Images, mask: Tensor, run: Run) -> tuple[nn.Module, float]:
-    """The unlearned model and the seconds it took, over all sessions that ended in good order."""
+    """The unlearned model and the seconds it took, over all sessions of this work that ended in good order."""
     from holdfast import files
+    from holdfast.models import weights_hash
 
     assert run.out is not None
+    positions = hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:16]
+    work = f"{method} of {positions} from {weights_hash(network)}, {train.fingerprint()}, seed {run.seed}"
     note = run.out / "seconds.json"
-    before = json.loads(note.read_text()) if note.is_file() else {"seconds": 0.0, "done": False}
+    before = json.loads(note.read_text()) if note.is_file() else {}
+    if before.get("work") != work:  # the folder served another request
+        before = {"work": work, "seconds": 0.0, "done": False}
     began = time.perf_counter()
     done = False
     try:
@@ -149,7 +155,7 @@ def _timed(method: Unlearner, network: nn.Module, train: Images, mask: Tensor, r
     finally:
         taken = before["seconds"] + (0.0 if before["done"] else time.perf_counter() - began)
         files.make_dir(run.out)
-        files.write_json(note, {"seconds": taken, "done": done or before["done"]})
+        files.write_json(note, {**before, "seconds": taken, "done": done or before["done"]})
     return unlearned, taken
 
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
@@ -16,52 +15,28 @@ from holdfast.continual.learner import ContinualLearner
 from holdfast.continual.memory import Memory
 from holdfast.continual.request import Request
 from holdfast.data import Images
-from holdfast.methods import BatchTransform, Objective, Unlearner
+from holdfast.methods import Objective, Unlearner
 from holdfast.run import Run
-from holdfast.training import SGD, Constant, Crop, CrossEntropy, Flip, Optimizer, Schedule, fit
+from holdfast.training import SGD, CrossEntropy, Optimizer
 from holdfast.unlearning import RandomLabel
+from holdfast.unlearning.fine_tuning import Tuning
 
 __all__ = ["Replay", "Trained"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(ContinualLearner):
+class Trained(Tuning, ContinualLearner):
     """A learner that trains a copy of the model; subclasses say how.
 
     Args:
         epochs: passes over the images to learn.
         batch_size: of them per step.
         optimizer, schedule: of the weights; both begin anew with each request.
-        crop, flip: augmentation of natural images; ``none`` where it does not fit, such as flipping digits.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 32
     optimizer: Optimizer = SGD(lr=0.03, momentum=0.0, nesterov=False, weight_decay=0.0)
-    schedule: Schedule = Constant()
-    crop: BatchTransform | None = Crop(padding=4)
-    flip: BatchTransform | None = Flip()
-
-    def trained(self, model: nn.Module, images: Images, *, run: Run, **named: Any) -> nn.Module:
-        """A trained copy of `model`, in evaluation mode.
-
-        Args:
-            model: left as it was.
-            images: to train on.
-            run: device, precision, seed, folder.
-            named: further arguments of `fit`.
-        """
-        return fit(
-            copy.deepcopy(model),
-            images,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            transforms=[transform for transform in (self.crop, self.flip) if transform is not None],
-            run=run,
-            **named,
-        ).model
 
 
 @dataclass(frozen=True, kw_only=True)

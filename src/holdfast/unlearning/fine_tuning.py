@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,19 +14,19 @@ from torch import Tensor, nn
 
 from holdfast.data import Images, concat
 from holdfast.errors import UserError
-from holdfast.methods import BatchTransform, Callback, Objective, Unlearner
+from holdfast.methods import BatchTransform, Unlearner
 from holdfast.models.features import logits_of
 from holdfast.run import Run
-from holdfast.training import SGD, Constant, Crop, CrossEntropy, Flip, Optimizer, Schedule, fit
+from holdfast.training import SGD, Constant, Crop, Flip, Optimizer, Schedule, fit
 
-__all__ = ["FORGET", "FineTuning", "Teacher", "check_request", "grouped"]
+__all__ = ["FORGET", "FineTuning", "Teacher", "Tuning", "check_request", "grouped"]
 
 FORGET = "forget"  # the column, bool (N,), that marks the images to forget
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Unlearner):
-    """An unlearner that trains a copy of the model; subclasses say on what, and to what end.
+class Tuning:
+    """The fields of a method that trains copies of a model, whatever its kind.
 
     Args:
         epochs: passes over the images it trains on.
@@ -44,29 +43,12 @@ class FineTuning(Unlearner):
     crop: BatchTransform | None = Crop(padding=4)
     flip: BatchTransform | None = Flip()
 
-    @property
-    def transforms(self) -> list[BatchTransform]:
-        """The augmentation."""
-        return [transform for transform in (self.crop, self.flip) if transform is not None]
-
-    def tuned(
-        self,
-        model: nn.Module,
-        images: Images,
-        *,
-        objective: Objective = CrossEntropy(),  # noqa: B008  methods are immutable
-        callbacks: Sequence[Callback] = (),
-        name: str = "",
-        run: Run,
-        **named: Any,
-    ) -> nn.Module:
+    def trained(self, model: nn.Module, images: Images, *, run: Run, **named: Any) -> nn.Module:
         """A trained copy of `model`, in evaluation mode.
 
         Args:
             model: left as it was.
             images: to train on.
-            objective, callbacks: of the training.
-            name: of its random streams and of its folder; the method's id by default.
             run: device, precision, seed, folder.
             named: further arguments of `fit`.
         """
@@ -75,13 +57,26 @@ class FineTuning(Unlearner):
             images,
             epochs=self.epochs,
             batch_size=self.batch_size,
-            objective=objective,
             optimizer=self.optimizer,
             schedule=self.schedule,
-            callbacks=callbacks,
-            run=run.child(name or self.id),
-            **{"transforms": self.transforms, **named},
+            transforms=[transform for transform in (self.crop, self.flip) if transform is not None],
+            run=run,
+            **named,
         ).model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Tuning, Unlearner):
+    """An unlearner that trains a copy of the model; subclasses say on what, and to what end."""
+
+    def tuned(self, model: nn.Module, images: Images, *, name: str = "", run: Run, **named: Any) -> nn.Module:
+        """As `trained`, in a stream and a folder of its own.
+
+        Args:
+            model, images, run, named: see there.
+            name: of the stream and the folder; the method's id by default.
+        """
+        return self.trained(model, images, run=run.child(name or self.id), **named)
 
 
 class Teacher:

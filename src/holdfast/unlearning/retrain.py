@@ -17,16 +17,18 @@ from pydantic import Field
 from torch import nn
 
 from holdfast.data import Images
-from holdfast.methods import BatchTransform, Paper, Unlearner
+from holdfast.methods import Paper, Unlearner
 from holdfast.models import reinitialised
 from holdfast.run import Run
-from holdfast.training import SGD, Crop, Flip, MultiStep, Optimizer, Schedule, fit
+from holdfast.training import SGD, MultiStep, Optimizer, Schedule
+from holdfast.unlearning.fine_tuning import Tuning
 
 __all__ = ["Retrain"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(
+    Tuning,
     Unlearner,
     id="retrain",
     title="Retraining without the forget set",
@@ -38,19 +40,13 @@ class Retrain(
     of its normalisation). Give the recipe by which the model itself was trained.
 
     Args:
-        epochs: passes over the retained images.
-        batch_size: images per step.
         optimizer: its learning rate is what the schedule scales.
         schedule: of the learning rate; by default it drops tenfold at epochs 91 and 136 of 182.
-        crop, flip: augmentation of natural images; ``none`` where it does not fit, such as flipping digits.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 182
-    batch_size: Annotated[int, Field(ge=1)] = 256
     optimizer: Optimizer = SGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=5e-4)
     schedule: Schedule = MultiStep(at=(0.5, 0.75), gamma=0.1)
-    crop: BatchTransform | None = Crop(padding=4)
-    flip: BatchTransform | None = Flip()
 
     def __call__(self, model: nn.Module, forget: Images, retain: Images, *, run: Run) -> nn.Module:
         """Return a newly trained model of the same architecture, in evaluation mode.
@@ -59,13 +55,4 @@ class Retrain(
             UserError: nothing is retained, or some parameter cannot be reinitialised.
         """
         run = run.child("retrain")
-        return fit(
-            reinitialised(model, run=run),
-            retain,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            transforms=[transform for transform in (self.crop, self.flip) if transform is not None],
-            run=run,
-        ).model
+        return self.trained(reinitialised(model, run=run), retain, run=run)

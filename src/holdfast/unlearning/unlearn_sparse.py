@@ -22,10 +22,10 @@ from holdfast.compression import GlobalMagnitude, HoldMasks
 from holdfast.compression.masks import Masks, Pruner, apply_masks
 from holdfast.data import Images, concat
 from holdfast.errors import UserError
-from holdfast.methods import BatchTransform, Paper, Unlearner
+from holdfast.methods import Paper, Unlearner
 from holdfast.run import Run
-from holdfast.training import SGD, Cosine, Crop, Flip, Optimizer, Schedule, fit
-from holdfast.unlearning.fine_tuning import check_request
+from holdfast.training import SGD, Cosine, Optimizer, Schedule
+from holdfast.unlearning.fine_tuning import Tuning, check_request
 from holdfast.unlearning.ft import FT
 from holdfast.unlearning.retrain import Retrain
 
@@ -34,6 +34,7 @@ __all__ = ["UnlearnSparse"]
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnSparse(
+    Tuning,
     Unlearner,
     id="unlearn-sparse",
     title="Prune, then unlearn",
@@ -54,11 +55,8 @@ class UnlearnSparse(
 
     pruner: Pruner = GlobalMagnitude(sparsity=0.95, keep_last=True)
     epochs: Annotated[int, Field(ge=0)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 256
     optimizer: Optimizer = SGD(lr=0.05, momentum=0.9, nesterov=False, weight_decay=5e-4)
     schedule: Schedule = Cosine()
-    crop: BatchTransform | None = Crop(padding=4)
-    flip: BatchTransform | None = Flip()
     then: Unlearner = FT()
 
     def __call__(self, model: nn.Module, forget: Images, retain: Images, *, run: Run) -> nn.Module:
@@ -83,17 +81,7 @@ class UnlearnSparse(
         masks = self.pruner.masks(sparse, everything, self.pruner.sparsity, run=run)
         apply_masks(sparse, masks)
         if self.epochs:
-            fit(
-                sparse,
-                everything,
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                optimizer=self.optimizer,
-                schedule=self.schedule,
-                transforms=[transform for transform in (self.crop, self.flip) if transform is not None],
-                callbacks=[HoldMasks(masks)],
-                run=run.child("recover"),
-            )
+            sparse = self.trained(sparse, everything, callbacks=[HoldMasks(masks)], run=run.child("recover"))
         return sparse, masks
 
 
