@@ -18,7 +18,10 @@ __all__ = ["examples", "python"]
 # What an example spells out: fields that cannot be guessed, and budgets that keep the example short.
 _GIVEN = {
     **{id: f"{id}(queries=200)" for id in ("square", "bandits", "nes", "signhunter", "simba", "zoo")},
-    **{id: f"{id}(queries=200)" for id in ("bidirectional-square", "boundary", "hopskipjump", "querynet")},
+    **{id: f"{id}(queries=200)" for id in ("bidirectional-square", "boundary", "hopskipjump")},
+    "querynet": "querynet(queries=40)",
+    "cw": "cw(binary_steps=3, steps=100)",
+    "low-dim-grad": "low-dim-grad(samples=200, probe_samples=400)",
     "autoattack": "autoattack(steps=20, queries=200)",
     "pgd-at": "pgd-at(steps=3)",
     "at-lr": "at-lr(steps=3)",

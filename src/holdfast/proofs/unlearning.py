@@ -104,7 +104,8 @@ def _beats(id: str, kind: Kind, source: str) -> None:
         metric=f"mean gap to retraining, less the best baseline's [points], {what}",
         better="lower",
         threshold={"smoke": 1.0, "cpu": 0.0},
-        note=_HARNESS,
+        note=f"{_HARNESS} On digits an outcome may hang on how the processor rounds: the gap of l1-sparse on a class "
+        "was 0.9 above the best baseline's on one and 4.9 on another.",
     )(experiment)
 
 
