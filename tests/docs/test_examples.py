@@ -5,6 +5,7 @@ Python without one is run, in one namespace for the page; a line `holdfast ...` 
 """
 
 import dataclasses
+import functools
 import re
 import shlex
 import sys
@@ -54,9 +55,15 @@ def commands(page):
                     yield shlex.split(line, comments=True)[1:]
 
 
+@functools.cache
+def tree():
+    """All commands."""
+    return typer.main.get_command(app)
+
+
 def parse(words):
     """Resolve a command and let it read its options, as the shell would, without carrying it out."""
-    command = typer.main.get_command(app)
+    command = tree()
     ctx = typer.Context(command, info_name="holdfast")
     while hasattr(command, "list_commands"):
         name, *words = words

@@ -18,8 +18,7 @@ REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 # Modules and single proofs that train for twenty seconds and more even at this scale: `make test-slow` runs them.
 LONG = {
     "holdfast.proofs.diffusion_unlearning",
-    "every-schedule-trains",
-    "fifty-steps-of-ddim-are-nearly-as-good",
+    "holdfast.proofs.generative",
     "fine-tuning-leaves-a-trace",
     "retraining-leaves-no-trace",
     "self-gmad-beats-random-pairs",
@@ -43,7 +42,7 @@ def cases():
         yield pytest.param(p.id, marks=[pytest.mark.xdist_group(module), *slow])
 
 
-@pytest.mark.parametrize("id", cases())
+@pytest.mark.parametrize("id", list(cases()))
 def test_the_claim_holds_at_smoke_scale_unless_the_ledger_says_otherwise(id):
     began = time.process_time()
     (entry,) = prove(id, scale="smoke")
