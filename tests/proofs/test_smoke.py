@@ -17,6 +17,7 @@ REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 
 # Modules and single proofs that train for twenty seconds and more even at this scale: `make test-slow` runs them.
 LONG = {
+    "holdfast.proofs.diffusion_attacks",
     "holdfast.proofs.diffusion_unlearning",
     "holdfast.proofs.generative",
     "fine-tuning-leaves-a-trace",

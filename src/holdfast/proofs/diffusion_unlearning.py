@@ -1,4 +1,4 @@
-"""Proofs of methods that erase concepts from diffusion models, and of attacks that bring them back.
+"""Proofs of methods that erase concepts from diffusion models.
 
 One shape, the disc, is erased from the small model of `diffusion_bench`; a judge that no method has seen says what the
 pictures show. Two further shapes are left out of all that any method is given to keep, so that a move of the
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +25,12 @@ from holdfast.proofs.diffusion_bench import ATTRIBUTES, DiffusionBench, Kept, di
 from holdfast.proofs.lab import Lab
 from holdfast.proofs.proof import Measured, proof
 from holdfast.run import Run
-from holdfast.unlearning import Concept, ConceptUnlearner, PromptAttack, Recovered
+from holdfast.unlearning import Concept, ConceptUnlearner
 from holdfast.unlearning.fmn import attention_on, places_of
-from holdfast.unlearning.prompt_attacks import Siege
 
-__all__: list[str] = []
+__all__ = ["TRIALS", "Target", "concept_of", "erased", "noisy", "predictions", "result_of", "target_of"]
 
-_TRIALS = (
+TRIALS = (
     "Before the first run on record there were two trials at smoke scale, on the disc and with the thresholds of cpu "
     "scale: with a model trained for 60 steps 16 of 17 claims held, with the present one 10. Then the concept there "
     "became red, the threshold of UA fell from 0.8 (mim-mu 0.85) to 0.65, the attacks' budget grew, and the settings "
@@ -40,7 +39,7 @@ _TRIALS = (
 _NOTE = (
     "At cpu scale a text-conditional U-Net on 16x16 pictures of ten shapes in ten colours, 50 DDIM steps with guidance "
     "2; the concept is the disc, and the settings are first guesses. At smoke scale the model draws colours but hardly "
-    f"any shapes, so that CRA there is near chance before and after. {_TRIALS}"
+    f"any shapes, so that CRA there is near chance before and after. {TRIALS}"
 )
 _NOTES = {
     "sfron-diffusion": "Eight settings were tried on green. With seven it was seen as often as before or more (UA 0 to "
@@ -52,7 +51,7 @@ _NOTES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
+class Target:
     """What is erased, what is to be drawn in its place, and what no method is given to keep, of one attribute."""
 
     attribute: str
@@ -71,12 +70,13 @@ class _Target:
         return images.select(torch.isin(truth, places), name=name)
 
 
-_DISC = _Target(attribute="shape", name="disc", instead="square", held_out=("heart", "crescent"))
-_RED = _Target(attribute="colour", name="red", instead="blue", held_out=("pink", "brown"))
+_DISC = Target(attribute="shape", name="disc", instead="square", held_out=("heart", "crescent"))
+_RED = Target(attribute="colour", name="red", instead="blue", held_out=("pink", "brown"))
 
 
-def _target(lab: Lab) -> _Target:
-    target: _Target = lab.pick(smoke=_RED, cpu=_DISC)
+def target_of(lab: Lab) -> Target:
+    """What is erased at this scale."""
+    target: Target = lab.pick(smoke=_RED, cpu=_DISC)
     return target
 
 
@@ -137,7 +137,7 @@ class _Erased:
         return {"spec": self.spec, **shares, "pictures": list(self.kept.n), "seconds": round(self.seconds, 1)}
 
 
-def concept_of(bench: DiffusionBench, target: _Target) -> Concept:
+def concept_of(bench: DiffusionBench, target: Target) -> Concept:
     """The concept with real pictures of it, and of all that is to be kept but two values of the attribute."""
     others = [v for v in ATTRIBUTES[target.attribute] if v not in (target.name, *target.held_out)]
     return Concept(
@@ -151,7 +151,7 @@ def concept_of(bench: DiffusionBench, target: _Target) -> Concept:
 
 
 @functools.lru_cache(maxsize=8)
-def erased(lab: Lab, spec: str, target: _Target) -> _Erased:
+def erased(lab: Lab, spec: str, target: Target) -> _Erased:
     """The bench's model after a method, with what the method uses: pictures only where its paper has real ones."""
     bench = diffusion_bench(lab)
     method: ConceptUnlearner = catalog.build(spec, kind=ConceptUnlearner)
@@ -169,13 +169,15 @@ def _before(lab: Lab, name: str) -> Kept:
     return bench.unlearnt(bench.model, name)
 
 
-def _result(lab: Lab, id: str) -> _Erased:
+def result_of(lab: Lab, id: str) -> _Erased:
+    """What a method, in the settings of this scale, makes of the bench's model."""
     smoke, cpu = _METHODS[id]
-    return erased(lab, lab.pick(smoke=smoke, cpu=cpu), _target(lab))
+    return erased(lab, lab.pick(smoke=smoke, cpu=cpu), target_of(lab))
 
 
 @torch.no_grad()
-def _predictions(model: Diffusion, x_t: Tensor, t: Tensor, context: Tensor | None, run: Run) -> Tensor:
+def predictions(model: Diffusion, x_t: Tensor, t: Tensor, context: Tensor | None, run: Run) -> Tensor:
+    """Of the noise, on the CPU."""
     with frozen(model, device=run.torch_device):
         device = run.torch_device
         assert context is not None
@@ -183,9 +185,9 @@ def _predictions(model: Diffusion, x_t: Tensor, t: Tensor, context: Tensor | Non
         return found
 
 
-def _noisy(bench: DiffusionBench, values: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+def noisy(bench: DiffusionBench, values: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     """Test pictures of these values under noise of all times, the times, the noise, and the captions."""
-    images = _target(bench.lab).among(bench.test, values, "noisy pictures")
+    images = target_of(bench.lab).among(bench.test, values, "noisy pictures")
     images = images.select(slice(0, bench.lab.pick(smoke=32, cpu=256)))
     rng = bench.lab.run.rng("noisy pictures")
     x, _ = next(images.batches(len(images)))
@@ -194,19 +196,19 @@ def _noisy(bench: DiffusionBench, values: Sequence[str]) -> tuple[Tensor, Tensor
     return bench.model.schedule.diffuse(2 * x - 1, t, noise), t, noise, [str(c) for c in images.columns["caption"]]
 
 
-def _pull(model: Diffusion, bench: DiffusionBench, target: _Target, *, instead: bool) -> float:
+def _pull(model: Diffusion, bench: DiffusionBench, target: Target, *, instead: bool) -> float:
     """The mean squared difference between what is predicted for the concept and for something else, or untold."""
-    x_t, t, _, captions = _noisy(bench, [target.name])
+    x_t, t, _, captions = noisy(bench, [target.name])
     others = [caption.replace(target.name, target.instead) if instead else "" for caption in captions]
     run = bench.lab.run
-    with_, without = (_predictions(model, x_t, t, model.context(texts), run) for texts in (captions, others))
+    with_, without = (predictions(model, x_t, t, model.context(texts), run) for texts in (captions, others))
     return float((with_ - without).square().mean())
 
 
-def _drift(model: Diffusion, bench: DiffusionBench, target: _Target) -> float:
+def _drift(model: Diffusion, bench: DiffusionBench, target: Target) -> float:
     """The mean squared move of the predictions for what no method was given to keep."""
-    x_t, t, _, captions = _noisy(bench, target.held_out)
-    before, after = (_predictions(m, x_t, t, m.context(captions), bench.lab.run) for m in (bench.model, model))
+    x_t, t, _, captions = noisy(bench, target.held_out)
+    before, after = (predictions(m, x_t, t, m.context(captions), bench.lab.run) for m in (bench.model, model))
     return float((after - before).square().mean())
 
 
@@ -215,7 +217,7 @@ def _drift(model: Diffusion, bench: DiffusionBench, target: _Target) -> float:
 
 def _erases(id: str, source: str, ua: float, drop: float | None) -> None:
     def is_gone(lab: Lab) -> Measured:
-        result = _result(lab, id)
+        result = result_of(lab, id)
         share, n = result.kept.ua, result.kept.n[0]
         low, high = stats.wilson(round(share * n), n)
         before = _before(lab, result.concept.name).ua
@@ -224,7 +226,7 @@ def _erases(id: str, source: str, ua: float, drop: float | None) -> None:
         )
 
     def others_stay(lab: Lab) -> Measured:
-        result = _result(lab, id)
+        result = result_of(lab, id)
         before = _before(lab, result.concept.name).cra
         return Measured(
             value=before - result.kept.cra,
@@ -271,9 +273,9 @@ _erases("mim-mu", "Cheng et al. 2026, abstract", 0.85, 0.1)
 
 def _unites(id: str, claim: str, source: str, *, instead: bool = False) -> None:
     def experiment(lab: Lab) -> Measured:
-        result = _result(lab, id)
+        result = result_of(lab, id)
         before, after = (
-            _pull(model, result.bench, _target(lab), instead=instead) for model in (result.bench.model, result.model)
+            _pull(model, result.bench, target_of(lab), instead=instead) for model in (result.bench.model, result.model)
         )
         details = {"before": before, "after": after, "spec": result.spec}
         return Measured(value=after / before, baseline=1.0, baseline_name="before", details=details)
@@ -314,14 +316,14 @@ _unites(
     better="lower",
     threshold={"smoke": 1.0, "cpu": 1.0},
     note="Same steps and learning rate; salun trains half of all weights in larger batches, mim-mu those of "
-    f"cross-attention. {_TRIALS}",
+    f"cross-attention. {TRIALS}",
 )
 def mim_mu_drifts_less_than_relabelling(lab: Lab) -> Measured:
     """On noisy test pictures of two shapes, or colours."""
-    ours = _result(lab, "mim-mu")
+    ours = result_of(lab, "mim-mu")
     smoke, cpu = (spec.replace("alpha=1.0", "alpha=0.0") for spec in _METHODS["salun-diffusion"])
-    theirs = erased(lab, lab.pick(smoke=smoke, cpu=cpu), _target(lab))
-    drifts = [_drift(result.model, result.bench, _target(lab)) for result in (ours, theirs)]
+    theirs = erased(lab, lab.pick(smoke=smoke, cpu=cpu), target_of(lab))
+    drifts = [_drift(result.model, result.bench, target_of(lab)) for result in (ours, theirs)]
     return Measured(
         value=drifts[0] / drifts[1],
         baseline=1.0,
@@ -337,140 +339,20 @@ def mim_mu_drifts_less_than_relabelling(lab: Lab) -> Measured:
     metric="attention to the word, after / before",
     better="lower",
     threshold={"smoke": 0.5, "cpu": 0.5},
-    note=_TRIALS,
+    note=TRIALS,
 )
 def attention_leaves_the_word(lab: Lab) -> Measured:
     """The mean over pixels, heads and layers, on noisy test pictures of the concept."""
-    result = _result(lab, "fmn")
-    x_t, t, _, captions = _noisy(result.bench, [result.concept.name])
+    result = result_of(lab, "fmn")
+    x_t, t, _, captions = noisy(result.bench, [result.concept.name])
 
     def mass(model: Diffusion) -> float:
         places = places_of(model, captions, result.concept.name)
         with watch_attention(model) as seen:
-            _predictions(model, x_t, t, model.context(captions), lab.run)
+            predictions(model, x_t, t, model.context(captions), lab.run)
         return float(attention_on(seen, places.to(seen[0].probabilities.device)).mean())
 
     before, after = mass(result.bench.model), mass(result.model)
     return Measured(
         value=after / before, baseline=before, baseline_name="share of attention before", details=result.details()
     )
-
-
-# --- attacks ---------------------------------------------------------------------------------------------------------
-
-
-class _RandomTokens(PromptAttack):
-    """The control: words drawn blindly, as many and as often."""
-
-    def search(self, siege: Siege, *, run: Run) -> Iterator[Tensor]:
-        """See `PromptAttack`."""
-        for number, _ in enumerate(siege.times(self.times)):
-            shape = (len(siege.prompts), siege.count)
-            yield siege.words[torch.randint(len(siege.words), shape, generator=run.rng("random", number))]
-
-
-@functools.lru_cache(maxsize=8)
-def attacked(lab: Lab, id: str, victim: str = "esd") -> Recovered:
-    """What an attack gets out of a model that was made to forget, within one budget for all attacks."""
-    result = _result(lab, victim)
-    bench = result.bench
-    budget = {
-        "tokens": 3,
-        "times": lab.pick(smoke=3, cpu=10),
-        "iterations": lab.pick(smoke=10, cpu=20),
-        "guidance": 2.0,
-        "ddim_steps": lab.pick(smoke=10, cpu=50),
-    }
-    method = _RandomTokens(**budget) if id == "random" else catalog.find(id, PromptAttack).build(budget)
-    target = _target(lab)
-    place = bench.judge.place(target.attribute, target.name)
-    return method(
-        result.model,
-        target.prompts([target.name], each=2),
-        shows=lambda x: bench.judge.says(x, run=lab.run)[target.attribute] == place,
-        original=bench.model,
-        run=lab.run.child("attack"),
-    )
-
-
-def _details(lab: Lab, *ids: str) -> dict[str, object]:
-    found = {id: attacked(lab, id) for id in ids}
-    return {
-        "victim": _result(lab, "esd").details(),
-        "without an attack": found[ids[0]].rate_before,
-        **{id: {"rate": f.rate, "rounds": f.rounds.tolist(), "found": list(f.found)[:5]} for id, f in found.items()},
-    }
-
-
-_BUDGET = (
-    "Against esd: 20 prompts, three words before each, ten rounds of 20 iterations, a picture judged after each round; "
-    f"at smoke scale three rounds of ten. {_TRIALS}"
-)
-
-
-@proof(
-    method="unlearndiffatk",
-    claim="The words that it finds bring the erased concept back more often than random words.",
-    source="Zhang et al. 2024, abstract; threshold ours",
-    metric="attack success rate, unlearndiffatk - random words",
-    better="higher",
-    threshold={"smoke": 0.0, "cpu": 0.15},
-    note=_BUDGET,
-)
-def found_words_bring_the_concept_back(lab: Lab) -> Measured:
-    """Both with the same number of pictures."""
-    ours, random = attacked(lab, "unlearndiffatk"), attacked(lab, "random")
-    return Measured.difference(
-        ours.after, random.after, "random words", details=_details(lab, "unlearndiffatk", "random")
-    )
-
-
-@proof(
-    method="unlearndiffatk",
-    claim="It does without the original model about as well as the attack that compares with it.",
-    source="Zhang et al. 2024, abstract; threshold ours",
-    metric="attack success rate, unlearndiffatk - p4d",
-    better="higher",
-    threshold={"smoke": -0.05, "cpu": -0.05},
-    note=_BUDGET,
-)
-def the_victim_alone_will_do(lab: Lab) -> Measured:
-    """Both with the same number of iterations and pictures."""
-    ours, theirs = attacked(lab, "unlearndiffatk"), attacked(lab, "p4d")
-    return Measured.difference(ours.after, theirs.after, "p4d", details=_details(lab, "unlearndiffatk", "p4d"))
-
-
-@proof(
-    method="unlearndiffatk",
-    claim="The victim denoises pictures of the erased concept better with the words found than with random ones.",
-    source="Zhang et al. 2024, section 4; threshold ours",
-    metric="victim's denoising error on test pictures of the concept, words found / random words",
-    better="lower",
-    threshold={"smoke": 1.02, "cpu": 1.0},
-    note=_BUDGET,
-)
-def found_words_explain_pictures_of_the_concept(lab: Lab) -> Measured:
-    """On other pictures than those that were aimed at, over all times; prompts that needed no attack count as well."""
-    result, errors = _result(lab, "esd"), []
-    x_t, t, noise, _ = _noisy(result.bench, [result.concept.name])
-    for id in ("unlearndiffatk", "random"):
-        tokens = attacked(lab, id).tokens
-        told = tokens[torch.arange(len(x_t)) % len(tokens)]
-        found = _predictions(result.model, x_t, t, told, lab.run)
-        errors.append(float((found - noise).square().mean()))
-    return Measured(value=errors[0] / errors[1], baseline=errors[1], baseline_name="random words", n=len(x_t))
-
-
-@proof(
-    method="p4d",
-    claim="The words that it finds bring the erased concept back at least as often as random words.",
-    source="Chin et al. 2024, abstract; threshold ours",
-    metric="attack success rate, p4d - random words",
-    better="higher",
-    threshold={"smoke": 0.0, "cpu": 0.0},
-    note=_BUDGET,
-)
-def matching_the_original_brings_the_concept_back(lab: Lab) -> Measured:
-    """Both with the same number of pictures."""
-    ours, random = attacked(lab, "p4d"), attacked(lab, "random")
-    return Measured.difference(ours.after, random.after, "random words", details=_details(lab, "p4d", "random"))
