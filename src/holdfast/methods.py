@@ -379,6 +379,8 @@ def _model_of(cls: type[Method]) -> type[pydantic.BaseModel]:
         kinds = [k for k in (hint, *typing.get_args(hint)) if isinstance(k, type) and issubclass(k, Method)]
         if kinds:
             hint = typing.Annotated[hint, pydantic.BeforeValidator(functools.partial(_nested, kinds[0]))]
+        elif str in (hint, *typing.get_args(hint)):
+            hint = typing.Annotated[hint, pydantic.BeforeValidator(_worded)]
         fields[field.name] = (hint, ...)
     config = pydantic.ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
     return pydantic.create_model(cls.__name__, __config__=config, **fields)
@@ -390,6 +392,13 @@ def _nested(kind: type[Method], value: Any) -> Any:
 
         return catalog.build(value, kind=kind)
     return value
+
+
+def _worded(value: Any) -> Any:
+    """Where text is wanted, a spec without quotation marks is taken at its word."""
+    if isinstance(value, list):
+        return [_worded(part) for part in value]
+    return str(value) if isinstance(value, specs.Spec) else value
 
 
 def _validated(cls: type[Method], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Guards on the command line."""
 
 import json
+import shlex
 
 import pytest
 from typer.testing import CliRunner
 
-from holdfast.cli import app
+from holdfast.cli import app, options
 
 MODEL = ["--model", "zoo:digits-convnet", "--data", "digits", "--device", "cpu"]
 
@@ -75,3 +76,8 @@ def test_an_audit_of_a_guarded_model_names_the_guard_and_sees_masked_gradients(t
     (finding,) = audit["findings"]
     assert finding["verdict"] == "fail"
     assert next(m for m in finding["metrics"] if m["name"] == "cut-gradient")["value"] == 1
+
+
+@pytest.mark.parametrize("text", ["aaa", "aaa(tau=6)", "abf(weights='a b.safetensors')", "abf(weights='$x')", "a'\"b"])
+def test_a_spec_is_one_word_of_the_shell(text):
+    assert shlex.split(options.quoted(text)) == [text]

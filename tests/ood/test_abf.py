@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -7,12 +8,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from holdfast import catalog
+from holdfast.audit import audit
+from holdfast.audit.profiles import PROFILES
 from holdfast.cli import app
 from holdfast.data import LongTail, load_data
 from holdfast.errors import UserError
 from holdfast.evasion.guard import learned, save_guard
 from holdfast.models import build_model, classifier_head, extract, frozen, load_model, predict, weights_hash
-from holdfast.ood import ABF
+from holdfast.ood import ABF, fit_detectors, score_detectors
 from holdfast.run import Run
 from holdfast.training import SGD, LogitAdjustment, fit
 
@@ -44,6 +47,33 @@ def branches(model, tail):
 def test_the_first_branch_is_the_model_to_the_last_bit(model, branches, data):
     assert weights_hash(branches.detection) == weights_hash(model)
     assert torch.equal(predict(branches.detection, data.test, run=Run()), predict(model, data.test, run=Run()))
+
+
+def test_transforms_may_be_named_with_and_without_quotation_marks():
+    bare, quoted = (catalog.build(f"abf(transforms=[{t}, crop])") for t in ("long-tail(rho=20)", "'long-tail(rho=20)'"))
+    assert bare == quoted == ABF(transforms=("long-tail(rho=20)", "crop"))
+    assert catalog.build(str(bare)) == bare
+
+
+def test_detectors_ask_the_first_branch(model, branches, data):
+    scores = []
+    for network in (model, branches):
+        fitted = fit_detectors(["msp", "knn", "gram"], network, data.train, run=Run())
+        scores.append(score_detectors(fitted, network, data.test, run=Run()))
+    for name, expected in scores[0].items():
+        assert torch.equal(scores[1][name], expected), name
+
+
+def test_the_audit_asks_the_first_branch_what_is_strange_and_the_second_for_classes(model, branches, data):
+    tiny = dataclasses.replace(PROFILES["quick"], test_images=100, train_images=200, ood_images=50, resamples=50)
+    found = {}
+    for name, network in (("first", model), ("both", branches)):
+        result = audit(network, data, profile=tiny, run=Run(), only=["ood", "accuracy"])
+        found[name] = {f.check: {m.name: m.value for m in f.metrics} for f in result.findings}
+        asked = result.finding("ood").settings.get("asked")
+        assert (asked is not None) == (name == "both")
+    assert found["both"]["ood"] == found["first"]["ood"]
+    assert found["both"]["accuracy"] != found["first"]["accuracy"]
 
 
 def test_branches_share_all_but_batch_norms_and_the_last_layer(model, branches):

@@ -30,7 +30,7 @@ from holdfast.evasion.adaptive import informed
 from holdfast.evasion.autoattack import Unreliable
 from holdfast.evasion.masking import Sign, masking_signs
 from holdfast.models import Features, extract, frozen, only_answers, queryables
-from holdfast.ood import FittedDetector, NetworkDetector, fit_detectors, observe
+from holdfast.ood import FittedDetector, NetworkDetector, detecting, fit_detectors, observe
 from holdfast.run import Run
 
 __all__ = ["PART", "SHIFTED", "UNKNOWN", "Subject"]
@@ -52,6 +52,9 @@ class Subject:
         policy: the limits; the threat it names sets the strength of attacks.
         run: gives device, batch size and random streams.
         store: keeps what is expensive.
+
+    Attributes:
+        branch: which part of the model is asked, where it is not the whole; see `detecting`.
     """
 
     def __init__(self, model: nn.Module, data: Data, *, profile: Profile, policy: Policy, run: Run, store: Store):
@@ -62,6 +65,17 @@ class Subject:
         self._orders: dict[str, Tensor | None] = {}
         self._images: dict[str, Images] = {}
         self._predictions: dict[str, Predictions] = {}
+        self.branch = ""
+
+    @functools.cached_property
+    def detecting(self) -> Subject:
+        """The same, asked through the branch that the model keeps for what is of no class; itself without one."""
+        branch = detecting(self.model)
+        if branch is self.model:
+            return self
+        other = Subject(branch, self.data, profile=self.profile, policy=self.policy, run=self.run, store=self.store)
+        other.run, other.branch = self.run, "detection"
+        return other
 
     def lacks(self, needs: Iterable[str]) -> str:
         """Why this model cannot be asked what a check asks; empty where it can.
@@ -218,7 +232,12 @@ class Subject:
         """What says which images those of a split are, beside the identity of the data."""
         images = self.images(split)
         made = split == SHIFTED or split.startswith(UNKNOWN)
-        return {"split": split, "count": len(images)} | ({"images": images.fingerprint()} if made else {})
+        which: dict[str, Any] = {"split": split, "count": len(images)}
+        return (
+            which
+            | ({"images": images.fingerprint()} if made else {})
+            | ({"branch": self.branch} if self.branch else {})
+        )
 
     def predictions(self, split: str = "test") -> Predictions:
         """The model's answers on a split."""

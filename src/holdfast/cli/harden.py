@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -75,4 +74,4 @@ def harden_command(
         return
     after, before = accuracy["with"]["value"], accuracy["without"]["value"]
     typer.echo(f"Test accuracy {after:.2%} with the guard, {before:.2%} without, of {len(bundle.test)} images.")
-    typer.echo(f"Use it: --guard {shlex.quote(str(use))}")
+    typer.echo(f"Use it: --guard {options.quoted(str(use))}")

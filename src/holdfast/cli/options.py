@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +135,11 @@ def guarded(model: nn.Module, guards: list[str] | None) -> nn.Module:
     for spec in guards or ():
         model = catalog.build(spec, kind=Surgery)(model)
     return model
+
+
+def quoted(text: str) -> str:
+    """A spec as a word of the shell; those with texts in them stay readable."""
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:

@@ -58,6 +58,11 @@ class Guarded(nn.Module):
         inner: nn.Module = self.model
         return inner
 
+    @property
+    def detection(self) -> nn.Module:
+        """What of it tells images of no class: itself, unless it keeps a branch for that."""
+        return self
+
     def extra_repr(self) -> str:
         """The guard's spec."""
         return str(self.guard)

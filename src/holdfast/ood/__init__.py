@@ -16,7 +16,7 @@ from holdfast.ood.energy_bounded import EnergyBounded, energy_margins
 from holdfast.ood.entropy import Entropy
 from holdfast.ood.evaluation import Separation, separation
 from holdfast.ood.fdbd import FDBD
-from holdfast.ood.fitted import FittedDetector, fit_detectors, fit_on_features, observe, score_detectors
+from holdfast.ood.fitted import FittedDetector, detecting, fit_detectors, fit_on_features, observe, score_detectors
 from holdfast.ood.gen import GEN
 from holdfast.ood.gradnorm import GradNorm
 from holdfast.ood.gram import Gram
@@ -97,6 +97,7 @@ __all__ = [
     "WithModes",
     "compare_detectors",
     "conformal_alarm",
+    "detecting",
     "energy_margins",
     "fit_detectors",
     "fit_monitor",

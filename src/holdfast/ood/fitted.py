@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from holdfast import catalog
 from holdfast.data import Images
 from holdfast.errors import UserError
+from holdfast.evasion.guard import Guarded
 from holdfast.files import write_bytes
 from holdfast.methods import Detector
 from holdfast.models import Features, classifier_head, extract, frozen
 from holdfast.ood.network import NetworkDetector, Watch
 from holdfast.run import Run
 
-__all__ = ["FittedDetector", "fit_detectors", "fit_on_features", "observe", "score_detectors"]
+__all__ = ["FittedDetector", "detecting", "fit_detectors", "fit_on_features", "observe", "score_detectors"]
 
 _FORMAT = "holdfast-detector-1"
 
@@ -96,6 +97,11 @@ class FittedDetector:
         return cls(catalog.build(metadata["method"], kind=Detector), state)
 
 
+def detecting(model: nn.Module) -> nn.Module:
+    """What of a model detectors look at: the branch that it keeps for them, as `abf` does, or the model."""
+    return model.detection if isinstance(model, Guarded) else model
+
+
 def fit_detectors(
     detectors: Iterable[str | Detector], model: nn.Module, images: Images | None, *, run: Run
 ) -> dict[str, FittedDetector]:
@@ -105,7 +111,7 @@ def fit_detectors(
 
     Args:
         detectors: specs such as ``"knn(k=50)"``, or methods.
-        model: the classifier, images in [0, 1] to logits.
+        model: the classifier, images in [0, 1] to logits; one that keeps a branch for detection is asked through it.
         images: what the model was trained on, without augmentation; ``None`` will do if no detector needs a fit.
         run: device and batch size.
 
@@ -124,6 +130,7 @@ def fit_detectors(
     if images is None or not len(images):
         raise UserError(f"{needy} learns from training images, but there are none.")
     fitted: dict[str, FittedDetector] = {}
+    model = detecting(model)
     reading = [method for method in methods if not isinstance(method, NetworkDetector)]
     if any(method.needs_fit for method in reading):
         with frozen(model, device=run.torch_device):
@@ -144,6 +151,7 @@ def observe(fitted: Mapping[str, FittedDetector], model: nn.Module, images: Imag
         images: N of them, at least one.
         run: device and batch size.
     """
+    model = detecting(model)
     watches = {str(detector.method): detector.watch(model) for detector in fitted.values()}
     return extract(model, images, run=run, probes={name: watch for name, watch in watches.items() if watch})
 

@@ -62,6 +62,7 @@ class UnknownInputs(Check):
         """Measure."""
         if not subject.unknown:
             raise UserError("There are no images of other kinds to compare with; give some as data.ood.")
+        subject = subject.detecting
         fitted, skipped = self._fitted(subject)
         kinds = {name: kind for name, (kind, _) in subject.unknown.items()}
         shifted = subject.profile.shifted_images != 0
@@ -107,6 +108,7 @@ class UnknownInputs(Check):
                 "known": f"{len(subject.test)} test images",
                 "unknown": {s: f"{len(images)} images ({kind})" for s, (kind, images) in subject.unknown.items()},
                 "detectors": list(fitted),
+                **({"asked": f"the model's branch for {subject.branch}"} if subject.branch else {}),
                 "verdict by": f"{best}, best mean AUROC, near and far sets counting alike",
                 "halves": "one half of each set chose the detector, all figures are of the other"
                 if halved
