@@ -36,9 +36,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Tests never read or write the user's cache."""
+    """Tests never read or write the user's cache; those of several workers share one, and what was trained for it."""
     previous = os.environ.get("HOLDFAST_CACHE")
-    os.environ["HOLDFAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    shared = tmp_path_factory.getbasetemp().parent / "cache" if "PYTEST_XDIST_WORKER" in os.environ else None
+    os.environ["HOLDFAST_CACHE"] = str(shared or tmp_path_factory.mktemp("cache"))
     yield
     if previous is None:
         del os.environ["HOLDFAST_CACHE"]
