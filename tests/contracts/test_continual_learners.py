@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from holdfast import catalog
 from holdfast.continual import ContinualLearner, Memory, Request, identified, serve
-from holdfast.data import Images
 from holdfast.methods import Method
 from holdfast.run import Run
 
@@ -19,36 +17,14 @@ LEARNERS = sorted(
 )
 
 
-class Small(nn.Module):
-    """With batch norm and dropout, whose modes and statistics are easily disturbed."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.bn = nn.BatchNorm2d(8)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.head(self.dropout(self.bn(self.conv(x)).relu().mean((2, 3))))
+@pytest.fixture
+def model(touchy):
+    return touchy
 
 
 @pytest.fixture
-def model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Small()
-    model.bn.eval()
-    model.conv.bias.requires_grad_(False)
-    model.head.weight.grad = torch.full_like(model.head.weight, 2)
-    return model
-
-
-@pytest.fixture
-def images():
-    rng = torch.Generator().manual_seed(0)
-    x = (255 * torch.rand(72, 3, 8, 8, generator=rng)).to(torch.uint8)
-    return identified(Images(x=x, y=torch.arange(72) % 4, classes=tuple("abcd")))
+def images(few_images):
+    return identified(few_images)
 
 
 @pytest.fixture
