@@ -158,7 +158,7 @@ def main() -> None:
     peers.quiet()
     model, x, y, _ = peers.setting(options.model, options.weights, options.data, options.n)
     eps = float(options.eps)
-    staged = [ours(options, eps), ours(options, eps, "bf16"), theirs(options, eps)]
+    staged = [ours(options, eps), *(ours(options, eps, p) for p in peers.roughly()), theirs(options, eps)]
     entrants = [s.entrant for s in staged]
 
     peers.contest(entrants, model, x, y, options.rounds, eps, options.norm)

@@ -5,10 +5,11 @@
 Contenders, all training ResNet-20 on CIFAR-10 images with crop and flip, batch 128, SGD with Nesterov momentum:
 
 - naive: what tutorials show, float32 in PyTorch's default memory format;
-- bare: the least code that is fast, bf16 autocast and channels-last;
+- bare: the least code that is fast, channels-last, and bf16 autocast where the processor computes in bf16;
 - fit: holdfast's loop with everything it does besides (metrics, checks, schedule, interrupts).
 
-Needs CIFAR-10 (see `holdfast data`), or `--random` for random images, which take the same time.
+Writes ``results/fit.md``, or ``results/fit-fp32.md`` where bare and fit compute in fp32. Needs CIFAR-10
+(see `holdfast data`), or `--random` for random images, which take the same time.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def batches(images: Images, steps: int, rng: torch.Generator) -> Iterator[tuple[
         yield x, y
 
 
-def loop(model: nn.Module, images: Images, steps: int, seed: int, *, fast: bool) -> tuple[list[float], float]:
+def loop(
+    model: nn.Module, images: Images, steps: int, seed: int, *, fast: bool, precision: str = "fp32"
+) -> tuple[list[float], float]:
     """A plain training loop; returns the moments of its steps, and the last loss."""
     layout = torch.channels_last if fast else torch.contiguous_format
     model.train().to(memory_format=layout)  # type: ignore[call-overload]
@@ -70,7 +73,7 @@ def loop(model: nn.Module, images: Images, steps: int, seed: int, *, fast: bool)
     ticks = []
     for x, y in batches(images, steps, torch.Generator().manual_seed(seed)):
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = F.cross_entropy(model(to_float(x.contiguous(memory_format=layout))), y)
         loss.backward()
         optimizer.step()
@@ -78,7 +81,7 @@ def loop(model: nn.Module, images: Images, steps: int, seed: int, *, fast: bool)
     return ticks, loss.item()
 
 
-def holdfast_fit(model: nn.Module, images: Images, steps: int, seed: int) -> tuple[list[float], float]:
+def holdfast_fit(model: nn.Module, images: Images, steps: int, seed: int, precision: str) -> tuple[list[float], float]:
     """The same through `fit`."""
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: steps * BATCH]
     clock = Clock()
@@ -91,17 +94,17 @@ def holdfast_fit(model: nn.Module, images: Images, steps: int, seed: int) -> tup
         schedule=Constant(),
         transforms=TRANSFORMS,
         callbacks=[clock],
-        run=Run(seed=seed, device="cpu", precision="bf16"),
+        run=Run(seed=seed, device="cpu", precision=precision),
     )
     return clock.ticks, result.history[-1]["train_loss"]
 
 
-def measure(images: Images, rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(images: Images, rounds: int, steps: int, precision: str) -> dict[str, list[float]]:
     """Milliseconds of every step of every contender; the first step of a round warms caches and is not counted."""
     contenders: dict[str, Callable[[nn.Module, int], tuple[list[float], float]]] = {
         "naive": lambda model, seed: loop(model, images, steps, seed, fast=False),
-        "bare": lambda model, seed: loop(model, images, steps, seed, fast=True),
-        "fit": lambda model, seed: holdfast_fit(model, images, steps, seed),
+        "bare": lambda model, seed: loop(model, images, steps, seed, fast=True, precision=precision),
+        "fit": lambda model, seed: holdfast_fit(model, images, steps, seed, precision),
     }
     models = {name: build_model("resnet20", num_classes=10, run=Run()) for name in contenders}
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -144,7 +147,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20, help="per round and contender")
     parser.add_argument("--random", action="store_true", help="random images instead of CIFAR-10")
+    parser.add_argument("--precision", default="auto", help="of bare and fit")
+    parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    precision = Run(device="cpu", precision=arguments.precision).precision
     if arguments.random:
         rng = torch.Generator().manual_seed(0)
         x = torch.randint(0, 256, (8192, 3, 32, 32), dtype=torch.uint8, generator=rng)
@@ -153,7 +161,7 @@ def main() -> None:
         train = load_data("cifar10").train
         assert train is not None
         images = train
-    times = measure(images, arguments.rounds, arguments.steps)
+    times = measure(images, arguments.rounds, arguments.steps, precision)
     aside = augmentation_ms(images)
     medians = {name: statistics.median(values) for name, values in times.items()}
     report = {
@@ -182,13 +190,14 @@ def main() -> None:
         ),
         "",
         f"ResNet-20, batch {BATCH}, {len(times['fit'])} steps each, medians with 95 % intervals; naive: float32, "
-        "contiguous; bare and fit: bf16, channels-last. "
+        f"contiguous; bare and fit: {precision}, channels-last. "
         f"Crop and flip: {aside:.2f} ms, {100 * aside / medians['fit']:.1f} % of a step. {report['machine']}, "
         f"torch {torch.__version__}.",
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fit.json").write_text(json.dumps(report, indent=2) + "\n")
-    (RESULTS / "fit.md").write_text("# Speed of `fit`\n\n" + "\n".join(rows) + "\n")
+    name = "fit" if precision == "bf16" else f"fit-{precision}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(f"# Speed of `fit` in {precision}\n\n" + "\n".join(rows) + "\n")
     print("\n".join(rows))
 
 

@@ -28,7 +28,7 @@ from holdfast.data import load_data
 from holdfast.data.images import to_float
 from holdfast.evasion.balls import SLACK, Norm, distance
 from holdfast.models import load_model
-from holdfast.run import Run
+from holdfast.run import Run, computes_bf16
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,6 +54,11 @@ class Entrant:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
             return "absent"
+
+
+def roughly() -> tuple[str, ...]:
+    """The precisions beside fp32 that are worth an entry: bf16, where the processor computes in it."""
+    return ("bf16",) if computes_bf16("cpu") else ()
 
 
 def in_batches(attack: Attack, size: int) -> Attack:

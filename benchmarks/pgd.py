@@ -47,7 +47,7 @@ def main() -> None:
     eps, step, shape = 8 / 255, 2 / 255, tuple(x.shape[1:])
     entrants = [
         ours(eps, step, options.steps),
-        ours(eps, step, options.steps, "bf16"),
+        *(ours(eps, step, options.steps, precision) for precision in peers.roughly()),
         peers.torchattacks_pgd(eps, step, options.steps, options.batch),
         peers.torchattacks_pgd(eps, step, options.steps, options.batch, channels_last=True),
         peers.foolbox_pgd(eps, step, options.steps, options.batch),

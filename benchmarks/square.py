@@ -47,7 +47,7 @@ def main() -> None:
     eps = 8 / 255
     entrants = [
         ours(eps, options.queries),
-        ours(eps, options.queries, "bf16"),
+        *(ours(eps, options.queries, precision) for precision in peers.roughly()),
         peers.torchattacks_square(eps, options.queries, options.batch),
         peers.art_square(eps, options.queries, options.batch, tuple(x.shape[1:]), classes),
     ]

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--model", default="zoo:cifar10-resnet20")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--n", type=int, default=4000, help="training images, of which a tenth is forgotten")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -117,7 +117,7 @@ def main() -> None:
     lines = [
         "# Unlearners beside the passes they need",
         "",
-        f"{options.model}, {len(retain)} images retained and {len(forget)} forgotten, {options.precision}, "
+        f"{options.model}, {len(retain)} images retained and {len(forget)} forgotten, {run.precision}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {options.rounds} rounds in turn.",
         "",
         "| method | seconds | of the bare passes | images with a gradient | images without |",
