@@ -150,6 +150,15 @@ def test_nothing_an_audit_says_becomes_markup(sample, tmp_path):
     assert "49" not in re.findall(r"onerror=alert\(1\)&gt;(.*?)<", html), "nor is it read as a template"
 
 
+def test_commands_in_a_sentence_are_set_as_code(sample, tmp_path):
+    said = ["Run `holdfast ood fit --detector 'a<b'` first.", "One ` alone stays."]
+    first = sample.findings[0].model_copy(update={"limitations": said})
+    audit = sample.model_copy(update={"findings": [first, *sample.findings[1:]]})
+    html = write_report(audit, tmp_path).read_text(encoding="utf-8")
+    assert "Run <code>holdfast ood fit --detector &#39;a&lt;b&#39;</code> first." in html
+    assert "One ` alone stays." in html
+
+
 def test_class_names_are_shown_as_they_are(tmp_path):
     classes = ("<b>bold</b>", "a&b", "'quoted'", "naïve 猫", "\u202eright to left", *CLASSES[5:])
     html = write_report(make_audit(classes=classes), tmp_path).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import holdfast
 from holdfast.files import write_text
@@ -65,8 +65,18 @@ def _environment() -> jinja2.Environment:
         "interval": numbers.interval,
         "whole": numbers.whole,
         "sentence": lambda text: text[:1].upper() + text[1:],
+        "prose": _prose,
     }
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one that is never closed
+        return escape(text)
+    marked = (Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts))
+    return Markup("").join(marked)
 
 
 def _hash(content: str) -> str:
