@@ -60,7 +60,8 @@ class Run:
         precision: of passes whose rounding cannot change a verdict: training, gradients, and the first look of a random
             search at what it tries. Whatever decides a verdict, or which point such a search keeps, runs in fp32.
             ``"auto"`` is ``"bf16"`` where the device computes in it, otherwise ``"fp32"``.
-        batch_size: images per forward pass in evaluation. Results do not depend on it.
+        batch_size: images per forward pass in evaluation, at most: a CPU takes fewer where that is faster. Results do
+            not depend on it.
         out: folder for results; ``None`` keeps nothing on disk.
         progress: show progress bars on standard error.
         scope: names of the enclosing tasks, so that streams of one task never coincide with another's.

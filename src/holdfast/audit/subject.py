@@ -29,7 +29,7 @@ from holdfast.evasion import Evasion
 from holdfast.evasion.adaptive import informed
 from holdfast.evasion.autoattack import Unreliable
 from holdfast.evasion.masking import Sign, masking_signs
-from holdfast.models import Features, extract, frozen, only_answers, queryables
+from holdfast.models import Features, extract, frozen, images_per_pass, only_answers, queryables
 from holdfast.ood import FittedDetector, NetworkDetector, detecting, fit_detectors, observe
 from holdfast.run import Run
 
@@ -260,7 +260,7 @@ class Subject:
 
     def respond(self, x: Tensor, *, batch_size: int | None = None) -> Tensor:
         """The model's bare outputs, float32, for any float tensor (N, C, H, W), be it no legal image; not kept."""
-        size = batch_size or self.run.batch_size
+        size = batch_size or images_per_pass(self.model, x.shape[1:], self.run)
         with frozen(self.model, device=self.run.torch_device), torch.no_grad():
             parts = [self.model(part.to(self.run.torch_device)).float().cpu() for part in x.split(size)]
         return torch.cat(parts)

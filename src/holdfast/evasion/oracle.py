@@ -28,6 +28,7 @@ from holdfast.models import (
     frozen,
     full_precision,
     fuse_for_inference,
+    images_per_pass,
     only_answers,
     round_for_inference,
 )
@@ -40,8 +41,6 @@ __all__ = ["Oracle", "consult", "demand_gradients"]
 _WITHOUT_GRADIENTS = ("square", "nes", "simba", "hopskipjump")  # what to recommend, of what there is
 
 Pass = Callable[..., tuple[Tensor, ...]]
-
-_CPU_PIXELS = 128 * 3 * 32 * 32  # per pass; more gains nothing on a CPU, takes memory, and falls out of its caches
 
 
 class Oracle:
@@ -241,9 +240,7 @@ def consult(
             with torch.cuda.device(run.torch_device):
                 torch.cuda.manual_seed(run.seed_for("model"))
         example = fast_layout(example, run.torch_device)
-        limit = run.batch_size
-        if run.torch_device.type == "cpu" and not only_answers(judge):
-            limit = min(limit, max(8, _CPU_PIXELS // example[0].numel()))
+        limit = images_per_pass(judge, example.shape[1:], run)
         searched = getattr(judge, "stand_in", None)
         twin = fast_twin(searched if isinstance(searched, nn.Module) else judge, example)
         oracle = Oracle(judge, twin, run, limit)

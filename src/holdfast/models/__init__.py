@@ -20,6 +20,7 @@ from holdfast.models.gradients import sample_gradients
 from holdfast.models.inspection import Cost, LayerInfo, layers, measure
 from holdfast.models.load import load_model
 from holdfast.models.normalize import Normalize
+from holdfast.models.passes import images_per_pass
 from holdfast.models.queryable import Queryable, Usage, asked_afresh, forget, only_answers, queryables
 from holdfast.models.reinitialise import reinitialised
 from holdfast.models.replay import Replays
@@ -61,6 +62,7 @@ __all__ = [
     "frozen",
     "full_precision",
     "fuse_for_inference",
+    "images_per_pass",
     "latency",
     "layers",
     "load_model",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from holdfast.data.images import Images
 from holdfast.errors import UserError, one_of
 from holdfast.models.freeze import frozen, full_precision
+from holdfast.models.passes import images_per_pass
 from holdfast.run import Run
 
 __all__ = ["Features", "Probe", "Seen", "classifier_head", "extract", "predict", "tap", "tap_input"]
@@ -127,7 +128,7 @@ def extract(
 ) -> Features:
     """Pass the images once through the model, in float32, and keep what detectors need.
 
-    Memory on the device stays that of one batch of ``run.batch_size``; results gather on the CPU.
+    Memory on the device stays that of one batch of ``run.batch_size`` images at most; results gather on the CPU.
 
     Args:
         model: in any mode; it is lent through `frozen`.
@@ -152,7 +153,7 @@ def extract(
     with _inference(model, device), run.track(len(images), "features") as ticker:
         head = classifier_head(model, next(images.batches(2, device))[0])
         with tap(model, tapped) as outputs, tap_input(head) as inputs:
-            for x, y in images.batches(run.batch_size, device):
+            for x, y in images.batches(images_per_pass(model, images.shape, run), device):
                 seen = {"logits": logits_of(model, x).float()}
                 if head is not None:
                     seen["penultimate"] = inputs[0]
@@ -196,7 +197,7 @@ def predict(model: nn.Module, images: Images, *, run: Run) -> Float[Tensor, "n k
     device = run.torch_device
     with _inference(model, device), run.track(len(images), "predictions") as ticker:
         parts = []
-        for x, _ in images.batches(run.batch_size, device):
+        for x, _ in images.batches(images_per_pass(model, images.shape, run), device):
             parts.append(logits_of(model, x).float().cpu())
             ticker.advance(len(x))
     return torch.cat(parts)
