@@ -44,11 +44,7 @@ def cases():
 def test_the_claim_holds_at_smoke_scale_unless_the_ledger_says_otherwise(id):
     began = time.process_time()
     (entry,) = prove(id, scale="smoke")
-    if not entry.passed and id not in REFUTED:
-        # Another processor rounds otherwise: what the interval does not exclude is no news.
-        assert entry.low is not None, entry.sentence
-        assert entry.low <= entry.threshold <= entry.high, entry.sentence
-        pytest.xfail(f"not distinguishable from the threshold: {entry.sentence}")
+    assert entry.passed or id in REFUTED, entry.sentence
     assert time.process_time() - began < 120  # of the processor: others may be using it as well
 
 

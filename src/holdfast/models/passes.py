@@ -13,7 +13,7 @@ from holdfast.run import Run
 __all__ = ["images_per_pass"]
 
 # More gains nothing on a CPU: it falls out of the caches, and buffers beyond 32 MiB are given back to the system after
-# every layer, to be faulted in again, page by page. 512 CIFAR-10 images take a ResNet-20 half as long again as four
+# every layer, to be faulted in again, page by page. 512 CIFAR-10 images take a ResNet-20 a third longer than four
 # times 128.
 _CPU_NUMBERS = 128 * 3 * 32 * 32
 
