@@ -140,6 +140,19 @@ def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval():
     assert general == stats.mean_interval(values, rng=np.random.default_rng(0))
 
 
+def test_students_interval_of_a_mean_covers_it_as_often_as_it_says():
+    draws = RNG.normal(3, 2, size=(4000, 4))
+    intervals = np.array([stats.student_interval(values, 0.9) for values in draws])
+    covered = (intervals[:, 0] <= 3) & (intervals[:, 1] >= 3)
+    assert covered.mean() == pytest.approx(0.9, abs=0.015)
+    # Four values: 3.182 standard errors to each side.
+    assert stats.student_interval([1, 2, 3, 4]) == pytest.approx(
+        (2.5 - 3.18245 * 0.6455, 2.5 + 3.18245 * 0.6455), rel=1e-4
+    )
+    with pytest.raises(UserError, match="two or more"):
+        stats.student_interval([1.0])
+
+
 def test_the_bootstrap_resamples_each_sample_by_itself_and_keeps_rows_together():
     rows = np.stack([np.arange(20.0), np.arange(20.0)], 1)
     assert stats.bootstrap(lambda r: float(np.abs(r[:, 0] - r[:, 1]).max()), rows, rng=RNG, resamples=50) == (0, 0)

@@ -14,6 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import scipy  # its modules load on first use
 from numpy.typing import ArrayLike, NDArray
 
 from holdfast.errors import UserError
@@ -37,6 +38,7 @@ __all__ = [
     "newcombe_paired",
     "nll",
     "risk_coverage",
+    "student_interval",
     "tpr_at_fpr",
     "wilson",
 ]
@@ -141,6 +143,16 @@ def mean_interval(
         means[i] = values[rng.integers(0, len(values), len(values))].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def student_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of a few independent values, such as the results of several seeds."""
+    values = _scores("student_interval", values)
+    if len(values) < 2:
+        raise UserError("student_interval: one value says nothing about its spread; give two or more.")
+    quantile = float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1))
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 # --- Rankings ---------------------------------------------------------------------------------------------------------

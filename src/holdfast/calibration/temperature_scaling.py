@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
-from scipy.optimize import brentq
 from torch import Tensor
 
 from holdfast.errors import UserError
@@ -91,7 +91,7 @@ class TemperatureScaling(
             return Temperature(self.min_temperature, at_bound=True)
         if slope(hottest) >= 0:
             return Temperature(self.max_temperature, at_bound=True)
-        return Temperature(1 / brentq(slope, hottest, coldest, xtol=1e-14, rtol=1e-14))
+        return Temperature(1 / scipy.optimize.brentq(slope, hottest, coldest, xtol=1e-14, rtol=1e-14))
 
 
 def _check(logits: Tensor, y: Tensor) -> None:

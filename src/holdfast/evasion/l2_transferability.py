@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any
 
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from holdfast import catalog
@@ -222,7 +222,7 @@ class L2Report:
         norms, rates = [r.l2 for r in rows], [r.success[victim] for r in rows]
         if len(set(norms)) < 2 or len(set(rates)) < 2:
             return None
-        value = float(spearmanr(norms, rates).statistic)
+        value = float(scipy.stats.spearmanr(norms, rates).statistic)
         return value if math.isfinite(value) else None
 
     def gain(self, surrogate: str, attack: str, victim: str) -> dict[str, float]:

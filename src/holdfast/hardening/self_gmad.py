@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 from holdfast.compression import GlobalMagnitude
@@ -336,7 +336,7 @@ def _score(model: nn.Module, x: Tensor, run: Run) -> Tensor:
 
 def _correlations(who: str, model: nn.Module, images: Images, run: Run) -> tuple[float, float]:
     got, truth = predict(model, images, run=run).flatten().double().numpy(), _scores(who, images).numpy()
-    return float(spearmanr(got, truth).statistic), float(pearsonr(got, truth).statistic)
+    return float(scipy.stats.spearmanr(got, truth).statistic), float(scipy.stats.pearsonr(got, truth).statistic)
 
 
 def _standing(who: str, others: Sequence[Variant], old: Images, run: Run) -> tuple[float, ...]:

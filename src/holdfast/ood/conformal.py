@@ -18,9 +18,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Bool, Float
-from scipy.special import bdtr
 from torch import Tensor
 
 from holdfast.errors import UserError
@@ -118,7 +118,7 @@ def _rank(n: int, alpha: float, delta: float | None) -> int:
         return min(n, math.floor((n + 1) * alpha + slack))
     # An alarm is a score above the k-th highest of n. The rate of such scores is Beta(k, n + 1 - k) distributed, and
     # P(Beta > alpha) = P(Binomial(n, alpha) < k): the largest k for which that stays within delta.
-    below = bdtr(np.arange(n), n, alpha)
+    below = scipy.special.bdtr(np.arange(n), n, alpha)
     return int((below <= delta * (1 + slack)).sum())
 
 

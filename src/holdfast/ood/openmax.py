@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from scipy.stats import gumbel_l
 from torch import Tensor, nn
 
 from holdfast.methods import Detector, Paper
@@ -100,5 +100,5 @@ def _tail(distances: Float[Tensor, " n"]) -> tuple[float, float]:
     largest = float(distances.max())
     if len(distances.unique()) == 1:
         return largest, _NARROWEST * max(largest, 1.0)
-    location, scale = gumbel_l.fit(distances.numpy())
+    location, scale = scipy.stats.gumbel_l.fit(distances.numpy())
     return float(location), max(float(scale), _NARROWEST * max(largest, 1.0))

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import scipy  # its modules load on first use
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from holdfast.data import Images, load_data, to_float
@@ -63,7 +63,7 @@ def _accuracies(lab: Lab) -> dict[str, float]:
 def mad_ranks_models_by_few_labels(lab: Lab) -> Measured:
     """At most 30 labels per pair of six models; the truth is the accuracy on the whole pool."""
     result, truth = _competition(lab), _accuracies(lab)
-    value = float(spearmanr(result.scores.numpy(), list(truth.values())).statistic)
+    value = float(scipy.stats.spearmanr(result.scores.numpy(), list(truth.values())).statistic)
     return Measured(
         value=value,
         n=len(result.labels),

@@ -6,8 +6,6 @@ import functools
 from dataclasses import dataclass, field
 
 import torch
-from scipy.stats import sem
-from scipy.stats import t as student
 
 from holdfast import stats
 from holdfast.data import Images
@@ -72,11 +70,11 @@ def _twins(lab: Lab) -> _Twins:
 def _difference(of: dict[str, list[float]], twins: _Twins) -> Measured:
     """AT-LR less AT, the mean over seeds."""
     pairs = [after - before for after, before in zip(of["at-lr"], of["at"], strict=True)]
-    half = float(student.ppf(0.975, len(pairs) - 1) * sem(pairs))
+    low, high = stats.student_interval(pairs)
     return Measured(
         value=mean_of(pairs),
-        low=mean_of(pairs) - half,
-        high=mean_of(pairs) + half,
+        low=low,
+        high=high,
         baseline=mean_of(of["at"]),
         baseline_name="FGSM adversarial training",
         n=len(pairs),

@@ -6,11 +6,7 @@ model is attacked in turn with the help of the others, so that a figure is a mea
 
 from __future__ import annotations
 
-from typing import cast
-
-import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 from holdfast import stats
@@ -257,7 +253,7 @@ def _gain(shadows: Shadows, attack: ShadowAttack, lab: Lab, references: int | No
 def _compared(values: list[float], baseline: list[float], name: str) -> Measured:
     """Both AUCs of each attacked model; the interval is over the models."""
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    low, high = _interval(differences)
+    low, high = stats.student_interval(differences)
     return Measured(
         value=mean_of(differences),
         low=low,
@@ -267,11 +263,6 @@ def _compared(values: list[float], baseline: list[float], name: str) -> Measured
         n=len(differences),
         details={"auc": values, "auc_baseline": baseline},
     )
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
-    half = cast(float, student.ppf(0.975, len(values) - 1)) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def _auc(scores: Tensor, members: Tensor) -> float:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -203,11 +203,7 @@ def _interval(measured: list[Measured]) -> tuple[float | None, float | None]:
     """One seed: the experiment's own interval. Several: Student's t over the seeds."""
     if len(measured) == 1:
         return measured[0].low, measured[0].high
-    from scipy.stats import t
-
-    values = np.array([m.value for m in measured])
-    half = cast(float, t.ppf(0.975, len(values) - 1)) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    return stats.student_interval([m.value for m in measured])
 
 
 def _commit() -> str:

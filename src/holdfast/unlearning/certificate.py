@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Bool
-from scipy.stats import ks_2samp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -287,7 +287,7 @@ def _losses(gone: Features, unseen: Features, run: Run) -> Losses:
     of_gone, of_unseen = (
         F.cross_entropy(part.logits.double(), part.y, reduction="none").numpy() for part in (gone, unseen)
     )
-    test = ks_2samp(of_gone, of_unseen)
+    test = scipy.stats.ks_2samp(of_gone, of_unseen)
     attack = LossMIA()
     found = leakage(attack.score(gone).numpy(), attack.score(unseen).numpy(), rng=run.numpy_rng("membership"))
     return Losses(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.svm import SVC
 from torch import Tensor
 
 from holdfast.errors import UserError
@@ -61,6 +60,8 @@ def mia_nonmember_rate(forget: Features, retain: Features, test: Features) -> fl
     functions, C = 3 and gamma = 1, as in the published protocol. Some papers report the opposite, the share taken for
     members.
     """
+    from sklearn.svm import SVC  # takes a moment to import, which not every use should pay
+
     count = min(len(retain), len(test))
     confidence = np.concatenate([_true_probability(retain)[:count], _true_probability(test)[:count]])
     member = np.repeat([1, 0], count)

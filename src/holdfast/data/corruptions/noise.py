@@ -6,9 +6,9 @@ import functools
 import math
 
 import numpy as np
+import scipy  # its modules load on first use
 import torch
 from jaxtyping import Float
-from scipy.special import pdtr
 from torch import Tensor
 
 from holdfast.data.corruptions.noise_source import Noise
@@ -42,7 +42,7 @@ def shot_noise(x: Batch, severity: int, noise: Noise) -> Batch:
 def _poisson_table(photons: float) -> Float[Tensor, "256 k"]:
     most = math.ceil(photons + 10 * math.sqrt(photons) + 20)
     levels = np.arange(256)[:, None]
-    return torch.from_numpy(levels + pdtr(np.arange(most), levels / 255 * photons))
+    return torch.from_numpy(levels + scipy.special.pdtr(np.arange(most), levels / 255 * photons))
 
 
 def impulse_noise(x: Batch, severity: int, noise: Noise) -> Batch:
