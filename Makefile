@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles a module when it is first imported; compiling all of torch at once takes most of a minute.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 OUT    ?= holdfast-out/demo
 
 # The tests use small tensors: one thread per worker and a worker per core beats many threads.

@@ -27,7 +27,11 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Without a GPU to be used, the tests that need one are skipped."""
+    """Tests that share what their module prepares share a worker (`--dist loadgroup`); some need a GPU."""
+    for item in items:
+        prepared = [d for ds in item._fixtureinfo.name2fixturedefs.values() for d in ds if d.scope == "module"]
+        if prepared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:

@@ -15,13 +15,24 @@ from holdfast.proofs.ledger import Entry, append, evidence_page, latest, ledger_
 REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 
 
-# Modules and single proofs that train for twenty seconds and more even at this scale: `make test-slow` runs them.
+# Modules and single proofs that take ten seconds and more even at this scale: `make test-slow` runs them.
 LONG = {
     "holdfast.proofs.diffusion_attacks",
     "holdfast.proofs.diffusion_unlearning",
+    "holdfast.proofs.evasion_parsing",
+    "holdfast.proofs.evasion_reverse",
     "holdfast.proofs.generative",
+    "holdfast.proofs.hardening_lsa",
+    "holdfast.proofs.hardening_pubdef",
     "holdfast.proofs.unlearning",
+    "class-wise-prompts-keep-more-accuracy",
+    "deepfool-needs-far-less-than-fgsm",
+    "dominant-patterns-decide-the-class",
     "fine-tuning-leaves-a-trace",
+    "masked-gradients-are-diagnosed",
+    "mixing-in-others-transfers-at-least-as-well",
+    "permuted-membership-cannot-be-recognised",
+    "querynet-saves-queries",
     "retraining-leaves-no-trace",
     "self-gmad-beats-random-pairs",
     "self-gmad-finds-failures",
