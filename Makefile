@@ -10,20 +10,26 @@ OUT    ?= holdfast-out/demo
 # The tests use small tensors: one thread per worker and a worker per core beats many threads.
 WORKERS ?= auto
 
-.PHONY: demo test lint types layers check test-slow test-cuda docs evidence bench clean help
+# Many tests start processes, each of which would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint types layers check proofs test-slow test-cuda docs evidence bench clean help
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
 
-$(VENV)/.core: pyproject.toml
+$(VENV)/.torch: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "torch>=2.6,<2.14"
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.core
+$(VENV)/.test: $(VENV)/.torch
 	$(PIP) --editable ".[test]"
-	@touch $@
+	@touch $(VENV)/.core $@
 
 $(VENV)/.docs: $(VENV)/.core
 	$(PIP) --editable ".[docs]"
@@ -51,7 +57,10 @@ layers: $(VENV)/.test
 check: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not slow and not cuda"
 
-test-slow: $(VENV)/.test  ## the long acceptance tests
+proofs: $(VENV)/.test  ## the proofs at smoke scale that take too long for `make test`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow tests/proofs/test_smoke.py
+
+test-slow: $(VENV)/.test  ## all long tests, these proofs among them
 	$(BIN)/python -m pytest -q -m slow
 
 test-cuda: $(VENV)/.test  ## the tests that need a GPU

@@ -14,7 +14,7 @@ def test_a_stream_depends_on_its_name_and_the_seed_and_on_nothing_else():
     run = Run(seed=3)
     first = torch.rand(4, generator=run.rng("trigger"))
     run.rng("another")
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     assert torch.equal(torch.rand(4, generator=run.rng("trigger")), first)
     assert not torch.equal(torch.rand(4, generator=run.rng("order")), first)
     assert not torch.equal(torch.rand(4, generator=Run(seed=4).rng("trigger")), first)
@@ -31,7 +31,7 @@ def test_a_child_has_its_own_streams_and_folder(tmp_path):
 
 
 def test_the_global_generator_is_left_alone():
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     before = torch.get_rng_state()
     Run().rng("x")
     uniform_at(1, content_keys(torch.rand(3, 4, generator=torch.Generator().manual_seed(0))), 5)

@@ -71,9 +71,9 @@ def test_random_numbers_of_the_model_depend_on_what_is_computed_and_not_on_what_
     def draw():
         return {"x": torch.rand(2)}
 
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     first = Store(None, {}).tensors("thing", {}, draw)["x"]
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     store = Store(None, {})
     other = store.tensors("other", {}, draw)["x"]
     assert torch.equal(store.tensors("thing", {}, draw)["x"], first)

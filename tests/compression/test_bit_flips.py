@@ -16,7 +16,7 @@ def rng(seed=0):
 @pytest.fixture
 def net():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 4))
     return net.to(memory_format=torch.channels_last)
 

@@ -24,7 +24,7 @@ class Net(nn.Module):
 @pytest.fixture
 def net():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return Net()
 
 

@@ -25,7 +25,7 @@ class Small(nn.Module):
 def touchy():
     """A model in a state of its own: a frozen weight, a gradient, a mode that differs from the rest."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = Small()
     model.bn.eval()
     model.conv.bias.requires_grad_(False)

@@ -65,7 +65,7 @@ class Net(nn.Module):
     def __init__(self, channels=3, seed=0, classes=4, dtype=torch.float64):
         super().__init__()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.body = nn.Sequential(
                 nn.Conv2d(channels, 8, 3, padding=1, bias=False),
                 nn.BatchNorm2d(8),
@@ -230,11 +230,11 @@ def test_the_model_is_left_as_it_was_when_the_attack_fails(attack):
 @each_attack
 def test_equal_runs_give_equal_results_and_leave_the_global_generator_alone(attack):
     x, y = batch()
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     before = torch.get_rng_state()
     first = attack.run(Net(), x, y, run=Run(seed=5))
     assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     second = attack.run(Net(), x, y, run=Run(seed=5))
     for name in ("x_adv", "success", "queries", "logits"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name

@@ -77,7 +77,7 @@ def test_the_new_model_is_another_and_ready_to_use(learner, model, request_, mem
 
 def test_equal_runs_give_equal_models_and_memories_whatever_happened_before(learner, model, request_, memory):
     a, kept = serve(learner, model, request_, memory, run=Run(seed=3))
-    torch.manual_seed(123)
+    torch.default_generator.manual_seed(123)
     torch.rand(5)
     b, again = serve(learner, model, request_, memory, run=Run(seed=3))
     c, _ = serve(learner, model, request_, memory, run=Run(seed=4))

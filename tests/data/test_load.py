@@ -11,6 +11,12 @@ from holdfast.errors import UserError
 from holdfast.run import Run
 
 
+def test_digits_are_the_same_where_the_file_is_not_found(monkeypatch):
+    read = load_data("digits").train
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert load_data("digits").train.fingerprint() == read.fingerprint()
+
+
 def test_digits_are_those_of_scikit_learn_in_0_to_1_split_the_same_for_every_seed():
     data = load_data("digits")
     assert data.shape == (1, 8, 8)

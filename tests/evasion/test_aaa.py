@@ -26,7 +26,7 @@ def margin(z):
 def small_net(n=32):
     """A linear model whose margins spread over several cells."""
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6)).eval()
     model[1].weight.data.mul_(25)
     x = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -77,12 +77,12 @@ def test_the_mean_over_draws_is_steadier_and_its_gradient_is_the_mean(task):
     model, x, _ = task
     noisy = RND(sigma=0.3)(model)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         spread = [torch.stack([net(x) for _ in range(6)]).std(0).mean() for net in (noisy, Expectation(noisy, 25))]
         assert 3 < spread[0] / spread[1] < 8  # the root of 25
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         mean = Expectation(noisy, 3)(x)
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         assert torch.allclose(mean, sum(noisy(x) for _ in range(3)) / 3)
     with pytest.raises(UserError, match="draws"):
         Expectation(noisy, 0)

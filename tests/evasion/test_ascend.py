@@ -10,7 +10,7 @@ from holdfast.evasion.ascend import kl_from
 @pytest.fixture
 def model():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(27, 16), nn.ReLU(), nn.Linear(16, 4))
 
 

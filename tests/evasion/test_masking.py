@@ -25,7 +25,7 @@ def digits():
 def trained(digits):
     x, y = digits
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
             nn.Linear(144, 10),
@@ -120,7 +120,7 @@ def test_the_model_is_left_as_it_was(trained, digits):
 
 def test_the_gradient_of_a_smooth_network_is_the_slope_of_its_loss():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 5)).eval()
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 5
     with consult(smooth, x, Run()) as oracle:
@@ -129,7 +129,7 @@ def test_the_gradient_of_a_smooth_network_is_the_slope_of_its_loss():
 
 def test_a_gradient_that_is_not_the_slope_is_seen():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 5))
     turned = nn.Sequential(bpda(lambda x: x, lambda x: x.flip(-1)), smooth).eval()
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 5

@@ -101,7 +101,7 @@ def scheduler(prediction_type="epsilon", steps=30):
 
 @pytest.fixture
 def stable():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return plugged(UNet(), scheduler(), tokenizer=Tokenizer(), text_encoder=TextEncoder(), vae=Vae())
 
 

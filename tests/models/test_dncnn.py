@@ -45,7 +45,7 @@ def test_statistics_in_use_are_a_long_average_and_not_the_last_batch():
 
 
 def test_weights_come_from_the_generator_given_and_no_other():
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     before = torch.random.get_rng_state()
     first, again, other = (DnCNN(1, depth=3, width=4, rng=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)

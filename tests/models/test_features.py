@@ -145,7 +145,7 @@ def test_a_probe_sees_every_image_once_with_the_raw_maps_of_its_layers():
             return torch.cat([seen.layers["0"].amax((2, 3)), seen.y[:, None].float()], dim=1)
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
     images = Images(x=torch.rand(10, 3, 8, 8), y=torch.arange(10) % 5, classes=tuple("abcde"))
     look = Look()

@@ -68,7 +68,7 @@ class Awkward(nn.Module):
 
 
 def test_what_cannot_be_fused_is_computed_as_before(trusted):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = Awkward().eval(), torch.rand(6, 3, 8, 8)
     quick = fuse_for_inference(model, x)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_the_two_orders_of_an_addition_and_two_convolutions_added_agree(trusted)
             second = F.relu(torch.add(x.mean(1, keepdim=True).expand(-1, 4, -1, -1).contiguous(), self.b(x)))
             return (first - second).mean((2, 3))
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = Sum().eval(), torch.rand(5, 3, 9, 7)
     quick = fuse_for_inference(model, x)
     assert quick is not model
@@ -110,7 +110,7 @@ def test_the_two_orders_of_an_addition_and_two_convolutions_added_agree(trusted)
 
 
 def test_a_strangers_code_is_left_alone_for_it_may_do_more_than_compute():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = Awkward().eval(), torch.rand(6, 3, 8, 8)
     assert fuse_for_inference(model, x) is model
 
@@ -138,7 +138,7 @@ def test_the_copy_in_bf16_gives_nearly_the_same_logits_and_leaves_the_weights_al
 
 
 def test_what_has_no_convolution_to_fuse_runs_under_autocast():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)), torch.rand(5, 3, 4, 4)
     with torch.no_grad():
         got, expected = round_for_inference(model, x)(x), model(x)
@@ -157,5 +157,5 @@ def test_there_is_no_copy_in_bf16_of_a_network_that_bf16_drowns():
         def forward(self, x):
             return (1000 * self.linear(x.flatten(1))).sin()
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     assert round_for_inference(Touchy(), torch.rand(5, 3, 4, 4)) is None

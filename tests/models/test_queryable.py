@@ -48,7 +48,7 @@ class Wide(nn.Module):
 @pytest.fixture
 def net():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return Wide(nn.Sequential(nn.Flatten(), nn.Linear(60, 4))).eval()
 
 
@@ -382,7 +382,7 @@ def test_a_declaration_anywhere_in_a_model_is_seen(net):
 def task():
     """A small network, its images and its own predictions."""
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         net = Wide(build_model("mlp", num_classes=3, image_shape=(1, 6, 6))).eval()
     x = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():

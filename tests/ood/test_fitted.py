@@ -35,7 +35,7 @@ def images():
 @pytest.fixture
 def model():
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return Counting()
 
 

@@ -28,7 +28,7 @@ def data():
 @pytest.fixture(scope="module")
 def model(data):
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10))
     x, y = next(data.train.batches(len(data.train)))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)

@@ -15,7 +15,7 @@ from holdfast.proofs.ledger import Entry, append, evidence_page, latest, ledger_
 REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 
 
-# Modules and single proofs that take ten seconds and more even at this scale: `make test-slow` runs them.
+# Modules and single proofs that take five seconds and more even at this scale: `make proofs` runs them.
 LONG = {
     "holdfast.proofs.diffusion_attacks",
     "holdfast.proofs.diffusion_unlearning",
@@ -25,19 +25,36 @@ LONG = {
     "holdfast.proofs.hardening_lsa",
     "holdfast.proofs.hardening_pubdef",
     "holdfast.proofs.unlearning",
+    "aaa-misleads-square",
+    "adversarial-training-buys-robustness",
+    "autoattack-is-the-worst-case-of-its-members",
+    "boundary-comes-near",
     "class-wise-prompts-keep-more-accuracy",
+    "cw-nearly-always-succeeds",
+    "cw-needs-no-more-than-deepfool",
     "deepfool-needs-far-less-than-fgsm",
+    "directions-separate-better-than-norms",
+    "distillation-blunts-fgsm",
+    "distillation-does-not-stop-cw",
     "dominant-patterns-decide-the-class",
+    "fg-uap-carries-over-to-another-network",
+    "fg-uap-is-no-weaker-than-uap",
     "fine-tuning-leaves-a-trace",
+    "hopskipjump-beats-boundary",
+    "logits-are-worth-more-than-labels",
     "masked-gradients-are-diagnosed",
+    "mi-di-ti-transfers-to-robust-victims",
     "mixing-in-others-transfers-at-least-as-well",
     "permuted-membership-cannot-be-recognised",
     "querynet-saves-queries",
     "retraining-leaves-no-trace",
+    "sam-ends-in-flatter-minima",
+    "searching-both-ways-recovers-some",
     "self-gmad-beats-random-pairs",
     "self-gmad-finds-failures",
     "self-gmad-forgets-nothing",
     "self-gmad-mends-the-model",
+    "signhunter-stands-between-square-and-nes",
     "ug-clu-forgets-like-retraining",
     "ug-clu-keeps-what-remains",
 }

@@ -56,7 +56,7 @@ def test_first_weights_of_heads_belong_to_the_seed_alone(noise, linear):
     firsts = []
     for seed, disturbed in ((0, 1), (0, 2), (1, 2)):
         HEADS.clear()
-        torch.manual_seed(disturbed)
+        torch.default_generator.manual_seed(disturbed)
         fit(linear(), noise, **TRAINING, run=Run(seed=seed))
         firsts.append(HEADS[0])
     assert torch.equal(firsts[0], firsts[1])

@@ -43,7 +43,7 @@ class Draws(nn.Module):
 def draws(word, seed=0):
     """A model that draws a disc when told this word. All such models read alike."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         text = TextEncoder(Tokenizer(words=WORDS, length=8), dim=32, layers=0)
     schedule = NoiseSchedule(steps=40)
     with torch.no_grad():

@@ -454,7 +454,7 @@ class _Vae(nn.Module):
 
 @pytest.fixture
 def stable():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     scheduler = SimpleNamespace(alphas_cumprod=(1 - torch.linspace(1e-3, 0.3, 30)).cumprod(0))
     return plugged(_Net(), scheduler, tokenizer=_Words(), text_encoder=_Text(), vae=_Vae(), image_shape=(3, 16, 16))
 

@@ -79,9 +79,9 @@ def test_a_model_that_mixes_the_batch_is_audited_as_far_as_it_goes(data, run):
 
 
 def test_a_random_models_audit_is_repeatable_all_the_same(data, run):
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     first = audit(Random(), data, profile=TINY, run=run, only=["accuracy", "determinism"])
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     assert (
         audit(Random(), data, profile=TINY, run=run, only=["accuracy", "determinism"]).fingerprint == first.fingerprint
     )
