@@ -81,7 +81,7 @@ def test_pixels_at_the_edge_of_the_box_move():
 
 
 def test_confidence_is_a_lead_of_the_wrong_logit_and_costs_distance():
-    model, x, y = small_net()
+    model, x, y = small_net(8)
     plain, sure = (CW(confidence=k, binary_steps=5).run(model, x, y, run=Run()) for k in (0.0, 0.5))
     assert plain.success.all()
     assert sure.success.all()
@@ -131,7 +131,7 @@ def test_more_rounds_find_nothing_farther():
 
 
 def test_targets_are_reached_at_a_distance_no_smaller_than_any_error():
-    model, x, y = small_net()
+    model, x, y = small_net(8)
     target = (y + 1) % 4
     any_, given = (CW(binary_steps=4).run(model, x, y, run=Run(), target=t) for t in (None, target))
     assert torch.equal(given.predictions[given.success], target[given.success])
