@@ -42,7 +42,8 @@ $(VENV)/.bench: $(VENV)/.core
 demo: $(VENV)/.core  ## audit the bundled digits model on bundled real data
 	$(BIN)/holdfast audit --model zoo:digits-convnet --data digits --profile quick --out $(OUT)
 
-test: lint types layers check  ## lint, type-check, and run the fast tests
+test: lint layers  ## lint, type-check, and run the fast tests
+	$(MAKE) --no-print-directory --jobs=2 types check
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

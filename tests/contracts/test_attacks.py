@@ -164,7 +164,7 @@ def test_success_is_what_the_model_says_in_float32(attack):
         assert torch.equal(outcome.distance, distance(outcome.x_adv, x, attack.norm))
 
 
-@each_variant
+@each_attack
 def test_what_is_misclassified_already_is_returned_as_it_was(attack):
     x, y = batch(24)
     wrong = judged(Net(), x) != y
@@ -199,7 +199,7 @@ def test_with_two_classes_the_other_one_as_target_is_the_untargeted_attack(attac
     assert torch.equal(untargeted.success, targeted.success)
 
 
-@each_variant
+@each_attack
 def test_the_model_is_left_as_it_was(attack):
     x, y = batch()
     model = Net().train()
