@@ -30,7 +30,7 @@ from holdfast.run import Run
 __all__ = ["Gram"]
 
 _HELD_OUT = 0.1  # of the training images: they give the layers' usual deviation
-_AT_ONCE = 2**17  # numbers of a map: all powers of them are taken while they are in the cache
+_AT_ONCE = 2**20  # numbers of a map: all powers of them are taken while they are in the cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ from holdfast.run import Run
 
 __all__ = ["RankFeat"]
 
-_AT_ONCE = 2**18  # numbers of a map: they stay in the cache while their singular vectors are sought
+_AT_ONCE = 2**19  # numbers of a map: they stay in the cache while their singular vectors are sought
+_UNCHECKED = 5  # steps of the power method between two normalisations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,14 @@ def without_first(maps: Tensor, iterations: int) -> Tensor:
 def _without_first(rows: Float[Tensor, "n p c"], iterations: int) -> Float[Tensor, "n p c"]:
     tall = rows.shape[1] >= rows.shape[2]
     gram = torch.bmm(rows.mT, rows) if tall else torch.bmm(rows, rows.mT)
-    start = torch.randn(gram.shape[1], 1, generator=Run().rng("rankfeat")).to(gram)
-    vector = start.expand(len(gram), -1, -1)
-    for _ in range(iterations):
-        vector = F.normalize(torch.bmm(gram, vector), dim=1)
+    # The largest eigenvalue of a matrix of trace 1 lies between 1 over its size and 1: a few steps neither overflow nor
+    # vanish. And sums of products take a third of the time of a product of matrices with one column.
+    gram /= gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
+    direction = torch.randn(gram.shape[1], generator=Run().rng("rankfeat")).to(gram).expand(len(gram), -1)
+    for step in range(1, iterations + 1):
+        direction = (gram * direction[:, None]).sum(2)
+        if step % _UNCHECKED == 0 or step == iterations:
+            direction = F.normalize(direction, dim=1)
+    vector = direction[:, :, None]
     # s u v^T = (X v) v^T = u (u^T X): a projection takes the triple away, and the other vector is not needed.
     return rows - (torch.bmm(rows @ vector, vector.mT) if tall else torch.bmm(vector, vector.mT @ rows))
