@@ -71,15 +71,30 @@ def test_the_rest_of_a_network_gives_the_logits_and_the_layers_before_see_one_im
         with tap(model, ["features.6"]) as maps:
             logits = model(x)
         seen.clear()
-        after = logits_after(model, "features.6", maps["features.6"], 1 - x)
-    torch.testing.assert_close(after, logits, atol=1e-4, rtol=1e-4)
+        after = logits_after(model, {"features.6": maps["features.6"]}, 1 - x)
+    torch.testing.assert_close(after["features.6"], logits, atol=1e-4, rtol=1e-4)
     assert seen == [1]
+
+
+def test_several_stages_share_a_pass_in_whatever_order_they_are_named():
+    model = load_model("zoo:digits-convnet")
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = ["features", "features.2", "features.6"]
+    with frozen(model), torch.no_grad():
+        with tap(model, names) as outputs:
+            model(x)
+            # Each differs from the others, so that none can be taken for another.
+            maps = {name: outputs[name][: 6 - i] + 0.1 * i for i, name in enumerate(names)}
+        together = logits_after(model, maps, x)
+        alone = {name: logits_after(model, {name: maps[name]}, x)[name] for name in names}
+    for name in names:
+        torch.testing.assert_close(together[name], alone[name], atol=1e-4, rtol=1e-4)
 
 
 def test_a_layer_that_is_bypassed_cannot_be_edited():
     model = Bypassed().eval()
     with torch.no_grad(), pytest.raises((UserError, RuntimeError)):
-        logits_after(model, "deep", torch.zeros(3, 4, 4, 4), torch.rand(3, 3, 8, 8))
+        logits_after(model, {"deep": torch.zeros(3, 4, 4, 4)}, torch.rand(3, 3, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7, 3)])

@@ -7,7 +7,8 @@ model can be run on edited maps without knowing its code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,28 +49,43 @@ def stages(model: nn.Module) -> list[str]:
     return []
 
 
-def logits_after(model: nn.Module, name: str, maps: Tensor, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "m k"]:
-    """The logits that follow from given maps of a stage.
+def logits_after(
+    model: nn.Module, maps: Mapping[str, Tensor], x: Float[Tensor, "n c h w"]
+) -> dict[str, Float[Tensor, "m k"]]:
+    """The logits that follow from given maps of each of some stages, in one pass.
 
-    The layers before the stage see a single image, whose maps are thrown away, so they cost next to nothing.
+    The layers before the first stage see a single image, whose maps are thrown away, so they cost next to nothing; what
+    follows from the maps of one stage goes on beside the maps of the next.
 
     Args:
         model: lent through `frozen`.
-        name: of a module from whose output the logits follow alone.
-        maps: M of them; the model may write into them.
+        maps: by the name of a module from whose output the logits follow alone, M of them each, any number; the model
+            may write into them.
         x: images the model takes, at least one.
 
+    Returns:
+        The logits by the same names.
+
     Raises:
-        UserError: the logits do not come out one row per map, so something bypasses the module.
+        UserError: the logits do not come out one row per map, so something bypasses a module.
     """
-    handle = model.get_submodule(name).register_forward_hook(lambda module, inputs, output: maps)
-    try:
+    reached: list[str] = []
+
+    def edit(name: str, output: Tensor) -> Tensor:
+        reached.append(name)
+        return maps[name] if len(reached) == 1 else torch.cat([output, maps[name]])
+
+    with contextlib.ExitStack() as stack:
+        for name in maps:
+            hook = model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: edit(name, output))
+            stack.callback(hook.remove)
         logits = model(x[:1])
-    finally:
-        handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(maps):
-        raise UserError(f"the layer {name!r} cannot be edited: not all of the model's later layers go through it.")
-    return logits
+    sizes = [len(maps[name]) for name in reached]
+    complete = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == sum(sizes)
+    if not complete or sorted(reached) != sorted(maps):
+        names = ", ".join(map(repr, maps))
+        raise UserError(f"the layer {names} cannot be edited: not all of the model's later layers go through it.")
+    return dict(zip(reached, logits.split(sizes), strict=True))
 
 
 def as_rows(maps: Tensor) -> Float[Tensor, "n p c"]:
@@ -139,7 +155,7 @@ def _is_cut(model: nn.Module, name: str, x: Tensor) -> bool:
         logits = model(x[:2])
         maps = outputs[name]
     try:
-        after = logits_after(model, name, maps, x[2:])
+        after = logits_after(model, {name: maps}, x[2:])[name]
     except Exception:  # what bypasses the module meets another batch size, and fails in any way
         return False
     return bool((after - logits).abs().max() <= _AGREEMENT * logits.abs().max())

@@ -72,11 +72,9 @@ class RankFeat(
 
     def observe(self, seen: Seen, state: Mapping[str, Tensor]) -> Float[Tensor, "n 1"]:
         """The free energy of the mean of the logits that follow from each edited map."""
-        logits = [
-            logits_after(seen.model, name, without_first(maps, self.iterations), seen.x)
-            for name, maps in seen.layers.items()
-        ]
-        mean = torch.stack(logits).double().mean(0) / self.temperature
+        edited = {name: without_first(maps, self.iterations) for name, maps in seen.layers.items()}
+        logits = logits_after(seen.model, edited, seen.x)
+        mean = torch.stack([logits[name] for name in edited]).double().mean(0) / self.temperature
         return -self.temperature * torch.logsumexp(mean, dim=1, keepdim=True)
 
 
