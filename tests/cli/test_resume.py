@@ -135,7 +135,7 @@ def test_a_killed_audit_goes_on_to_the_same_result(tmp_path):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
-    text = "model: convnet\ndata: digits\nepochs: 8\nbatch_size: 64\ntransforms: [crop(padding=1)]\nema: 0.9\n"
+    text = "model: convnet\ndata: digits\nepochs: 4\nbatch_size: 64\ntransforms: [crop(padding=1)]\nema: 0.9\n"
     check_training(recipe(tmp_path, text + "save_minutes: 0.005\n"), tmp_path, times=2, seed=2)
 
 

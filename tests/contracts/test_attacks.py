@@ -31,7 +31,7 @@ def small(attack, **more):
     if getattr(attack, "neighbours", 0):
         wanted["neighbours"] = 2
     if attack.id == "boundary":  # a walk of tiny steps
-        wanted["queries"] = 200
+        wanted["queries"] = 100
     return attack(**{name: value for name, value in wanted.items() if name in names})
 
 
@@ -115,7 +115,7 @@ def test_the_catalogue_has_the_attacks():
 
 
 @each_variant
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(
     n=st.integers(1, 9),
     seed=st.integers(0, 10**6),

@@ -18,8 +18,10 @@ REFUTED = {e.proof for e in latest() if e.scale == "smoke" and not e.passed}
 # Modules whose proofs train networks for themselves, and single proofs that take five seconds and more even at this
 # scale: `make proofs` runs them.
 LONG = {
+    "holdfast.proofs.continual",
     "holdfast.proofs.diffusion_attacks",
     "holdfast.proofs.diffusion_unlearning",
+    "holdfast.proofs.evasion_apgd",
     "holdfast.proofs.evasion_masking",
     "holdfast.proofs.evasion_minimal",
     "holdfast.proofs.evasion_parsing",
@@ -37,7 +39,6 @@ LONG = {
     "aaa-misleads-square",
     "autoattack-is-the-worst-case-of-its-members",
     "directions-separate-better-than-norms",
-    "logits-are-worth-more-than-labels",
     "querynet-saves-queries",
     "searching-both-ways-recovers-some",
     "self-gmad-beats-random-pairs",
@@ -45,8 +46,6 @@ LONG = {
     "self-gmad-forgets-nothing",
     "self-gmad-mends-the-model",
     "signhunter-stands-between-square-and-nes",
-    "ug-clu-forgets-like-retraining",
-    "ug-clu-keeps-what-remains",
 }
 
 
