@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Python compiles a module when it is first imported; compiling all of torch at once takes most of a minute.
+# Python compiles a module when it is first imported; compiling all of every package takes most of a minute.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 OUT    ?= holdfast-out/demo
 

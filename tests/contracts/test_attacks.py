@@ -31,7 +31,7 @@ def small(attack, **more):
     if getattr(attack, "neighbours", 0):
         wanted["neighbours"] = 2
     if attack.id == "boundary":  # a walk of tiny steps
-        wanted["queries"] = 100
+        wanted["queries"] = 200
     return attack(**{name: value for name, value in wanted.items() if name in names})
 
 
@@ -115,7 +115,7 @@ def test_the_catalogue_has_the_attacks():
 
 
 @each_variant
-@settings(max_examples=4)
+@settings(max_examples=8)
 @given(
     n=st.integers(1, 9),
     seed=st.integers(0, 10**6),
@@ -164,7 +164,7 @@ def test_success_is_what_the_model_says_in_float32(attack):
         assert torch.equal(outcome.distance, distance(outcome.x_adv, x, attack.norm))
 
 
-@each_attack
+@each_variant
 def test_what_is_misclassified_already_is_returned_as_it_was(attack):
     x, y = batch(24)
     wrong = judged(Net(), x) != y
@@ -199,7 +199,7 @@ def test_with_two_classes_the_other_one_as_target_is_the_untargeted_attack(attac
     assert torch.equal(untargeted.success, targeted.success)
 
 
-@each_attack
+@each_variant
 def test_the_model_is_left_as_it_was(attack):
     x, y = batch()
     model = Net().train()

@@ -84,7 +84,7 @@ def logits_after(
     complete = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == sum(sizes)
     if not complete or sorted(reached) != sorted(maps):
         names = ", ".join(map(repr, maps))
-        raise UserError(f"the layer {names} cannot be edited: not all of the model's later layers go through it.")
+        raise UserError(f"{names} cannot be edited: not all of the model's later layers go through the layers named.")
     return dict(zip(reached, logits.split(sizes), strict=True))
 
 

@@ -96,7 +96,7 @@ def _without_first(rows: Float[Tensor, "n p c"], iterations: int) -> Float[Tenso
     tall = rows.shape[1] >= rows.shape[2]
     gram = torch.bmm(rows.mT, rows) if tall else torch.bmm(rows, rows.mT)
     # The largest eigenvalue of a matrix of trace 1 lies between 1 over its size and 1: a few steps neither overflow nor
-    # vanish. And sums of products take a third of the time of a product of matrices with one column.
+    # vanish. On a CPU sums of products take a third of the time of a product of matrices with one column.
     gram /= gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
     direction = torch.randn(gram.shape[1], generator=Run().rng("rankfeat")).to(gram).expand(len(gram), -1)
     for step in range(1, iterations + 1):
